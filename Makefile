@@ -1,0 +1,80 @@
+# One command per job. Every target sets up what it needs; a second run is fast.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+UV := $(BIN)/uv
+STUBS := clients/python/keek/v1
+DATA ?= synth
+
+.PHONY: help setup demo run test bench load-test lint format proto proto-check lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: .venv/.ready .venv-triton/.ready ## both environments: Keek's and Triton's
+
+.venv/.ready: requirements/dev.lock requirements/uv.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements/uv.lock
+	@$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.lock
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+.venv-triton/.ready: requirements/triton.lock | .venv/.ready
+	@test -x .venv-triton/bin/python || $(PYTHON) -m venv .venv-triton
+	@$(UV) pip sync --quiet --python .venv-triton/bin/python --require-hashes requirements/triton.lock
+	@touch $@
+
+demo: setup ## the main job, end to end: train, publish, serve, stream, like (DATA=kuairand:DIR for real data)
+	@$(BIN)/keek-train demo --data $(DATA)
+
+run: setup ## the server with its embedded Triton and Redis, until Ctrl-C
+	@$(BIN)/keek-server up
+
+test: setup ## all tests, against real servers
+	@$(BIN)/pytest
+
+bench: setup ## every benchmark, JSON to benchmarks/results/
+	@$(BIN)/python -m benchmarks.feed
+
+load-test: setup ## ghz against a fresh server (needs Go)
+	@clients/ghz/run.sh
+
+lint: .venv/.ready proto-check ## ruff, mypy, import-linter, stubs without drift
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: .venv/.ready ## mend what ruff can mend
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+proto: .venv/.ready ## the stubs, from proto/
+	@rm -f $(STUBS)/*_pb2*.py $(STUBS)/*_pb2*.pyi
+	@PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto \
+		--python_out=clients/python --grpc_python_out=clients/python \
+		--mypy_out=quiet:clients/python --mypy_grpc_out=quiet:clients/python proto/keek/v1/*.proto
+
+proto-check: .venv/.ready
+	@tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -Iproto \
+		--python_out="$$tmp" --grpc_python_out="$$tmp" \
+		--mypy_out=quiet:"$$tmp" --mypy_grpc_out=quiet:"$$tmp" proto/keek/v1/*.proto; \
+	diff -r --exclude=__init__.py --exclude=__pycache__ "$$tmp/keek/v1" $(STUBS) \
+		|| { echo "the committed stubs differ from proto/: run 'make proto'" >&2; exit 1; }
+
+lock: .venv/.ready ## new locks within the ranges of pyproject.toml
+	@$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
+		--extra server --extra training --extra dev --constraint requirements/constraints.txt \
+		pyproject.toml --output-file requirements/dev.lock
+	@for name in triton uv; do $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header \
+		--no-emit-index-url requirements/$$name.in --output-file requirements/$$name.lock; done
+
+clean: ## everything that was made here
+	@rm -rf .venv .venv-triton var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find model_repository -mindepth 2 -maxdepth 2 -type d -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Keek: the client."""

@@ -1,0 +1,1 @@
+"""The durable log of interactions and its projection to Redis."""

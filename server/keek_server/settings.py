@@ -1,0 +1,107 @@
+"""Every setting of the server and of training, read once from `KEEK_*` variables.
+
+`Settings()` reads the environment; tests pass values by name instead. Nothing else
+in the code reads the environment.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from keek_server.interactions.kinds import InteractionKind
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Seconds = Annotated[float, Field(gt=0.0)]
+
+
+class Settings(BaseSettings):
+    """The whole configuration; a field's variable is `KEEK_` and its name."""
+
+    model_config = SettingsConfigDict(env_prefix="KEEK_", frozen=True, extra="forbid")
+
+    # -- where things are -------------------------------------------------------------------------
+    data_dir: Path = Path("var")
+    """Everything that Keek writes on this machine: database, releases, runs, logs."""
+    model_repository: Path = Path("model_repository")
+    """Triton's model repository: `config.pbtxt` is given, numbered folders are published."""
+    listen: str = "127.0.0.1:50051"
+    """host:port of the gRPC server. Port 0 takes a free one."""
+    metrics_listen: str | None = None
+    """host:port of the Prometheus metrics; none when unset."""
+    database_url: str = ""
+    """SQLAlchemy URL with an async driver (`sqlite+aiosqlite`, `postgresql+asyncpg`);
+    SQLite in `data_dir` when empty."""
+    redis_url: str | None = None
+    """`redis://host:port/db`; `keek-server up` starts its own when unset."""
+    redis_prefix: str = "keek"
+    """First part of every Redis key."""
+    triton_url: str | None = None
+    """host:port of Triton's gRPC endpoint; `keek-server up` starts its own when unset."""
+    triton_control_token: SecretStr | None = None
+    """What Triton's restricted model-control protocol asks for; publishers need it."""
+    triton_environment: Path = Path(".venv-triton")
+    """The virtual environment that carries the embedded tritonserver."""
+
+    # -- deadlines, seconds -----------------------------------------------------------------------
+    startup_timeout_s: Seconds = 10.0
+    """How long to wait for Triton, Redis and SQL at start before giving up with a message."""
+    feed_deadline_s: Seconds = 1.0
+    """For a feed whose caller gave no deadline; a shorter one of the caller's holds."""
+    source_deadline_s: Seconds = 0.25
+    """One source's slice of a feed's deadline; a source that is late is left out."""
+    redis_deadline_s: Seconds = 0.1
+    """One Redis round trip on the feed's path."""
+    sql_deadline_s: Seconds = 5.0
+    """One SQL transaction."""
+    wait_for_feed_s: Seconds = 2.0
+    """The longest that `wait_for_feed` holds an acknowledgement back."""
+    drain_s: Seconds = 10.0
+    """How long running calls may take to finish at shutdown."""
+
+    # -- the feed ---------------------------------------------------------------------------------
+    personalised_share: Share = 0.7
+    """Share of a feed's slots for personalised videos; the rest is trending."""
+    per_owner_cap: Annotated[int, Field(ge=1)] = 2
+    """Videos of one owner on one page."""
+    history_limit: Annotated[int, Field(ge=1, le=200)] = 200
+    """Interactions kept as a user's history."""
+    seen_limit: Annotated[int, Field(ge=1)] = 2000
+    """Videos remembered as seen by a user, newest kept."""
+
+    # -- trending ---------------------------------------------------------------------------------
+    trending_half_life_s: Seconds = 10.8 * 3600
+    """An interaction's weight halves in this time. The default leaves less than 1 % after the
+    window: 0.5 ** (72 h / 10.8 h) = 0.0098."""
+    trending_window_s: Seconds = 72 * 3600.0
+    """One user counts once per video and kind within a window; older events no longer trend."""
+    trending_limit: Annotated[int, Field(ge=100)] = 100_000
+    """Videos kept as trending; the weakest are trimmed."""
+    interaction_weights: dict[InteractionKind, float] = {
+        InteractionKind.LIKE: 1.0,
+        InteractionKind.SAVE: 2.0,
+        InteractionKind.SHARE: 2.0,
+        InteractionKind.VIEW: 0.1,
+    }
+    """Weight of each kind in trending; a kind that is not named weighs nothing."""
+
+    # -- the index --------------------------------------------------------------------------------
+    index_exact_below: Annotated[int, Field(ge=0)] = 20_000
+    """Corpora smaller than this are searched exactly."""
+    index_recall_target: Share = 0.99
+    """recall@100 against exact search that nprobe is tuned to when an index is built."""
+    release_poll_s: Seconds = 2.0
+    """How often the registry is asked for the active release, beside the announcement."""
+
+    @model_validator(mode="after")
+    def _default_database(self) -> "Settings":
+        if not self.database_url:
+            path = self.data_dir.absolute() / "keek.db"
+            object.__setattr__(self, "database_url", f"sqlite+aiosqlite:///{path}")
+        return self
+
+    @property
+    def release_dir(self) -> Path:
+        """Holds one folder a release: its manifest, index and mapped arrays."""
+        return self.data_dir / "releases"

@@ -1,0 +1,80 @@
+"""The SQL tables. Times are integer microseconds since the Unix epoch, in UTC."""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Uuid,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+# SQLite numbers rows by itself only where the key is spelled INTEGER.
+_Sequence = BigInteger().with_variant(Integer, "sqlite")
+_Id = String(128)
+
+log_identity = Table(
+    "log_identity",
+    metadata,
+    # One row. Names this log, so that a projection of another one is recognised.
+    Column("log_id", String(32), primary_key=True),
+)
+
+videos = Table(
+    "videos",
+    metadata,
+    Column("video_id", _Id, primary_key=True),
+    Column("owner_id", _Id, nullable=False, index=True),
+    Column("tags", JSON, nullable=False),
+    Column("duration_s", Float, nullable=False),
+    Column("title", String(512), nullable=False),
+    Column("create_time_us", BigInteger, nullable=False),
+)
+
+interactions = Table(
+    "interactions",
+    metadata,
+    # The order of the log: the order of commits.
+    Column("seq", _Sequence, primary_key=True, autoincrement=True),
+    Column("event_id", Uuid, nullable=False, unique=True),
+    Column("user_id", _Id, nullable=False),
+    Column("video_id", _Id, nullable=False),
+    # InteractionKind.
+    Column("kind", SmallInteger, nullable=False),
+    Column("event_time_us", BigInteger, nullable=False),
+    Column("record_time_us", BigInteger, nullable=False),
+    Index("ix_interactions_user_id_seq", "user_id", "seq"),
+    sqlite_autoincrement=True,
+)
+
+releases = Table(
+    "releases",
+    metadata,
+    Column("release_id", String(64), primary_key=True),
+    Column("create_time_us", BigInteger, nullable=False),
+    Column("manifest", JSON, nullable=False),
+)
+
+activations = Table(
+    "activations",
+    metadata,
+    # The newest row names the active release; the rows before it are the history.
+    Column("seq", _Sequence, primary_key=True, autoincrement=True),
+    Column("release_id", String(64), nullable=False),
+    Column("activate_time_us", BigInteger, nullable=False),
+    Column("reason", String(512), nullable=False),
+    sqlite_autoincrement=True,
+)

@@ -1,0 +1,1 @@
+"""The towers in Triton: their contract, the features they read, the client that asks them."""

@@ -1,0 +1,69 @@
+"""The contract of the towers: tensor names, dtypes and shapes, as in each `config.pbtxt`.
+
+Shapes leave the batch dimension out; -1 is free. Whatever is exported is checked
+against this, whatever is served is asked for by these names.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+DIMENSION: Final = 64
+"""Length of user and video vectors; affinity is their dot product."""
+
+CLIP_DIMENSION: Final = 512
+"""Length of the clip vector that the video tower reads; all zero when a video has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a tower."""
+
+    name: str
+    dtype: npt.DTypeLike
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TowerContract:
+    """What a tower must look like from outside."""
+
+    model: str
+    inputs: tuple[TensorSpec, ...]
+    output: TensorSpec
+    max_batch_size: int
+
+
+USER_TOWER: Final = TowerContract(
+    model="user_tower",
+    inputs=(
+        # Two 31-bit hashes of the user's id (features.hash_ids); zeros when unknown.
+        TensorSpec("user", np.int32, (2,)),
+        # The history, newest last, padded on the left with zeros: the videos' vectors of the
+        # same release, what was done (InteractionKind; 0 pads), and how long ago, in seconds.
+        TensorSpec("history_vectors", np.float32, (-1, DIMENSION)),
+        TensorSpec("history_kinds", np.int32, (-1,)),
+        TensorSpec("history_ages_s", np.float32, (-1,)),
+    ),
+    output=TensorSpec("user_vector", np.float32, (DIMENSION,)),
+    max_batch_size=256,
+)
+
+VIDEO_TOWER: Final = TowerContract(
+    model="video_tower",
+    inputs=(
+        TensorSpec("video", np.int32, (2,)),
+        TensorSpec("owner", np.int32, (2,)),
+        # One 31-bit hash a tag, padded with zeros.
+        TensorSpec("tags", np.int32, (-1,)),
+        # Seconds; 0 when unknown.
+        TensorSpec("duration_s", np.float32, (1,)),
+        TensorSpec("clip_vector", np.float16, (CLIP_DIMENSION,)),
+    ),
+    output=TensorSpec("video_vector", np.float32, (DIMENSION,)),
+    max_batch_size=1024,
+)
+
+TOWERS: Final = (USER_TOWER, VIDEO_TOWER)

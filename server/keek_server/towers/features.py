@@ -1,0 +1,105 @@
+"""Raw features to tensors: the one encoding that training and serving share.
+
+There are no vocabularies: ids are hashed. Two hashes an id let a tower look up two
+embeddings and add them, so that two ids that collide in one table stay apart in the
+other (Svenstrup et al., "Hash Embeddings for Efficient Word Representations", 2017).
+The tower takes each hash modulo the size of its own table.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from keek_server.towers.contract import CLIP_DIMENSION, DIMENSION
+
+Int32Array = npt.NDArray[np.int32]
+Float32Array = npt.NDArray[np.float32]
+Float16Array = npt.NDArray[np.float16]
+Tensors = dict[str, npt.NDArray[np.generic]]
+
+MAX_TAGS = 16
+"""Tags of a video that the tower reads; further ones are left out."""
+
+_MASK = np.uint64(0x7FFF_FFFF)
+
+
+def hash_ids(ids: Sequence[str]) -> Int32Array:
+    """Hashes ids: int32 [n, 2], each at least 1; the empty id (unknown) gives zeros."""
+    digests = np.fromiter(
+        (xxhash.xxh3_64_intdigest(id_.encode()) if id_ else 0 for id_ in ids), np.uint64, count=len(ids)
+    )
+    halves = np.stack([digests & _MASK, digests >> np.uint64(33)], axis=1).astype(np.int32)
+    known = digests != 0
+    np.maximum(halves, 1, out=halves, where=known[:, None])
+    return halves
+
+
+def pad_tags(tags: Sequence[Sequence[str]]) -> Int32Array:
+    """Hashes tags: int32 [n, longest], zeros behind each row's own, at least one column."""
+    clipped = [row[:MAX_TAGS] for row in tags]
+    width = max((len(row) for row in clipped), default=0) or 1
+    out = np.zeros((len(clipped), width), np.int32)
+    flat = hash_ids([tag for row in clipped for tag in row])[:, 0]
+    lengths = np.fromiter((len(row) for row in clipped), np.int64, count=len(clipped))
+    out[np.arange(width) < lengths[:, None]] = flat
+    return out
+
+
+def video_features(
+    video_ids: Sequence[str],
+    owner_ids: Sequence[str],
+    tags: Sequence[Sequence[str]],
+    durations_s: Sequence[float] | Float32Array,
+    clip_vectors: Float16Array | None = None,
+) -> Tensors:
+    """Inputs of the video tower for n videos, by tensor name.
+
+    Args:
+        video_ids: n ids.
+        owner_ids: n ids, empty where unknown.
+        tags: n lists of tags.
+        durations_s: n durations in seconds, 0 where unknown.
+        clip_vectors: float16 [n, CLIP_DIMENSION], zeros where a video has none.
+    """
+    count = len(video_ids)
+    if clip_vectors is None:
+        clip_vectors = np.zeros((count, CLIP_DIMENSION), np.float16)
+    return {
+        "video": hash_ids(video_ids),
+        "owner": hash_ids(owner_ids),
+        "tags": pad_tags(tags),
+        "duration_s": np.asarray(durations_s, np.float32).reshape(count, 1),
+        "clip_vector": clip_vectors,
+    }
+
+
+def user_features(
+    user_ids: Sequence[str],
+    vectors: Sequence[Float32Array],
+    kinds: Sequence[Int32Array],
+    ages_s: Sequence[Float32Array],
+) -> Tensors:
+    """Inputs of the user tower for n users, by tensor name, padded to the longest history.
+
+    Args:
+        user_ids: n ids.
+        vectors: per user float32 [length, DIMENSION], newest last.
+        kinds: per user int32 [length], InteractionKind.
+        ages_s: per user float32 [length], seconds since each interaction.
+    """
+    count = len(user_ids)
+    length = max((len(row) for row in kinds), default=0) or 1
+    tensors: Tensors = {
+        "user": hash_ids(user_ids),
+        "history_vectors": np.zeros((count, length, DIMENSION), np.float32),
+        "history_kinds": np.zeros((count, length), np.int32),
+        "history_ages_s": np.zeros((count, length), np.float32),
+    }
+    for row in range(count):
+        if own := len(kinds[row]):
+            tensors["history_vectors"][row, -own:] = vectors[row]
+            tensors["history_kinds"][row, -own:] = kinds[row]
+            tensors["history_ages_s"][row, -own:] = ages_s[row]
+    return tensors

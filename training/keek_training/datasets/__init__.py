@@ -1,0 +1,1 @@
+"""Readers of public and own data sets, and synthetic data."""

@@ -1,0 +1,48 @@
+"""What every reader returns and everything else takes: videos and interactions as Arrow tables."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+VIDEO_SCHEMA = pa.schema(
+    [
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("owner_id", pa.string(), nullable=False),  # empty when unknown
+        pa.field("tags", pa.list_(pa.string()), nullable=False),
+        pa.field("duration_s", pa.float32(), nullable=False),  # 0 when unknown
+        pa.field("title", pa.string(), nullable=False),
+        pa.field("create_time_us", pa.int64(), nullable=False),
+    ]
+)
+"""One row a video, video_id unique. Times are microseconds since the Unix epoch, in UTC."""
+
+INTERACTION_SCHEMA = pa.schema(
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("video_id", pa.string(), nullable=False),
+        pa.field("kind", pa.int8(), nullable=False),  # keek_server.interactions.kinds.InteractionKind
+        pa.field("event_time_us", pa.int64(), nullable=False),
+    ]
+)
+"""One row an interaction, sorted by event_time_us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One line or row that could not be read; the others were."""
+
+    file: Path
+    line: int
+    """1-based; for a table, its row."""
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Videos (VIDEO_SCHEMA) and interactions (INTERACTION_SCHEMA), and what was left out."""
+
+    name: str
+    videos: pa.Table
+    interactions: pa.Table
+    problems: list[Problem] = field(default_factory=list)
