@@ -1,0 +1,1 @@
+"""The gRPC shell: decode, call, encode. What it serves is decided elsewhere."""

@@ -78,3 +78,15 @@ activations = Table(
     Column("reason", String(512), nullable=False),
     sqlite_autoincrement=True,
 )
+
+exposures = Table(
+    "exposures",
+    metadata,
+    Column("seq", _Sequence, primary_key=True, autoincrement=True),
+    Column("user_id", _Id, nullable=False),
+    Column("release_id", String(64), nullable=False),
+    Column("serve_time_us", BigInteger, nullable=False),
+    # [[video_id, FeedSource, score], ...] in the order shown.
+    Column("slate", JSON, nullable=False),
+    sqlite_autoincrement=True,
+)

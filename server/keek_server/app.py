@@ -1,0 +1,155 @@
+"""The server's life: opens everything, yields, closes in reverse."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+from prometheus_client import start_http_server
+
+from keek_server.errors import SetupError
+from keek_server.feed.exposures import ExposureLog
+from keek_server.feed.filters import FILTERS
+from keek_server.feed.hydrators import LogHydrator, ProjectionHydrator
+from keek_server.feed.mixing import QuotaSelector
+from keek_server.feed.pipeline import FeedPipeline, Stages
+from keek_server.feed.scorers import SourceScorer
+from keek_server.feed.sources import PersonalisedSource, PopularSource, TrendingSource
+from keek_server.interactions.log import InteractionLog
+from keek_server.interactions.projection import Projection, open_redis
+from keek_server.interactions.projector import Projector
+from keek_server.interactions.recorder import Recorder
+from keek_server.releases.live import LiveRelease
+from keek_server.releases.registry import ReleaseRegistry
+from keek_server.retrieval.searcher import search_executor
+from keek_server.rpc.feed import FeedServicer
+from keek_server.rpc.interactions import InteractionServicer
+from keek_server.rpc.server import FEED, SERVICES, Health, build_server
+from keek_server.rpc.trending import TrendingServicer
+from keek_server.rpc.videos import VideoServicer
+from keek_server.settings import Settings
+from keek_server.storage.database import open_database, read_log_id
+from keek_server.towers.client import open_towers
+from keek_server.videos.catalogue import Catalogue
+
+logger = logging.getLogger(__name__)
+
+_RESTART_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A running server."""
+
+    port: int
+    live: LiveRelease
+    projector: Projector
+
+
+@asynccontextmanager
+async def open_app(settings: Settings) -> AsyncIterator[App]:
+    """Serves while the block runs; drains and closes everything when it ends.
+
+    Raises:
+        SetupError: When a part that is needed at start cannot be reached, or the address
+            cannot be bound.
+    """
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(settings))
+        redis = await stack.enter_async_context(open_redis(settings))
+        towers = await stack.enter_async_context(open_towers(settings))
+        executor = stack.enter_context(search_executor())
+
+        catalogue = Catalogue(database)
+        log = InteractionLog(database)
+        projection = Projection(redis, await read_log_id(database), settings)
+        projector = Projector(log, projection)
+        live = LiveRelease(ReleaseRegistry(database), towers, executor, settings)
+        exposures = ExposureLog(database)
+        pipeline = FeedPipeline(
+            live,
+            Stages(
+                hydrators=(ProjectionHydrator(projection), LogHydrator(log, settings.history_limit)),
+                sources=(PersonalisedSource(), TrendingSource(projection, catalogue), PopularSource()),
+                filters=FILTERS,
+                scorer=SourceScorer(),
+                selector=QuotaSelector(settings.personalised_share, settings.per_owner_cap),
+                side_effects=(exposures,),
+            ),
+            source_deadline_s=settings.source_deadline_s,
+        )
+        stack.push_async_callback(exposures.aclose)
+        stack.push_async_callback(pipeline.drain)
+        stack.push_async_callback(log.aclose)
+
+        health = Health()
+        recorder = Recorder(log, catalogue, projector, wait_for_feed_s=settings.wait_for_feed_s)
+        server = build_server(
+            FeedServicer(pipeline, catalogue, deadline_s=settings.feed_deadline_s),
+            InteractionServicer(recorder),
+            VideoServicer(catalogue),
+            TrendingServicer(projection),
+            health,
+        )
+        await health.set(SERVICES, serving=True)
+        await health.set(("", FEED), serving=False)
+        jobs = {
+            "projector": projector.run,
+            "release follower": live.follow,
+            "exposure log": exposures.run,
+            "readiness": lambda: _announce(live, health),
+        }
+        stack.push_async_callback(
+            _cancel, [asyncio.create_task(_keep_running(name, job), name=name) for name, job in jobs.items()]
+        )
+        if settings.metrics_listen:
+            _serve_metrics(settings.metrics_listen, stack)
+
+        port = _bind(server, settings.listen)
+        await server.start()
+        stack.push_async_callback(_drain, server, health, settings.drain_s)
+        yield App(port, live, projector)
+
+
+def _bind(server: grpc.aio.Server, address: str) -> int:
+    try:
+        return server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise SetupError(f"cannot listen on {address}: {error} (KEEK_LISTEN)") from error
+
+
+async def _announce(live: LiveRelease, health: Health) -> None:
+    """NOT_SERVING until model and index are ready."""
+    await live.wait()
+    await health.set(("", FEED), serving=True)
+
+
+async def _drain(server: grpc.aio.Server, health: Health, grace_s: float) -> None:
+    await health.set(("", *SERVICES), serving=False)
+    await server.stop(grace_s)
+
+
+async def _keep_running(name: str, job: Callable[[], Awaitable[None]]) -> None:
+    """Runs a background job to its end; a fault in it is logged, and it starts again."""
+    while True:
+        try:
+            return await job()
+        except Exception:
+            logger.exception("%s failed, and starts again", name)
+            await asyncio.sleep(_RESTART_S)
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _serve_metrics(address: str, stack: AsyncExitStack) -> None:
+    host, _, port = address.rpartition(":")
+    server, thread = start_http_server(int(port), host)
+    stack.callback(thread.join)
+    stack.callback(server.server_close)
+    stack.callback(server.shutdown)

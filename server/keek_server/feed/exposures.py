@@ -1,0 +1,69 @@
+"""The exposure log: which videos were shown to whom, durable and off the request's path."""
+
+import asyncio
+import logging
+from collections import deque
+from typing import Any
+
+from keek_server import metrics
+from keek_server.errors import UnavailableError
+from keek_server.feed.types import FeedPage
+from keek_server.storage.database import Database
+from keek_server.storage.tables import exposures
+
+logger = logging.getLogger(__name__)
+
+_MAX_WAITING = 20_000
+_MAX_ROWS = 2_000
+_FLUSH_S = 0.5
+
+
+class ExposureLog:
+    """A side effect that remembers each page, and a task that writes what waits in batches."""
+
+    name = "exposure log"
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: deque[dict[str, Any]] = deque()
+
+    async def apply(self, page: FeedPage) -> None:
+        """See `SideEffect`; when too many wait, the page is counted as dropped instead."""
+        if len(self._waiting) >= _MAX_WAITING:
+            metrics.exposures_dropped.inc()
+            return
+        context = page.context
+        self._waiting.append(
+            {
+                "user_id": context.query.user_id,
+                "release_id": context.serving.release.id,
+                "serve_time_us": context.now_us,
+                "slate": [[item.video_id, int(item.source), item.score] for item in page.selection.items],
+            }
+        )
+
+    async def run(self) -> None:
+        """Writes until cancelled."""
+        while True:
+            await asyncio.sleep(_FLUSH_S)
+            try:
+                await self.flush()
+            except UnavailableError as error:
+                logger.warning("exposures wait: %s", error)
+
+    async def aclose(self) -> None:
+        """Writes what still waits, or says that it is lost."""
+        try:
+            await self.flush()
+        except UnavailableError as error:
+            metrics.exposures_dropped.inc(len(self._waiting))
+            logger.warning("%d exposures are lost: %s", len(self._waiting), error)
+
+    async def flush(self) -> None:
+        """Writes everything that waits; what could not be written waits on."""
+        while self._waiting:
+            rows = [self._waiting[i] for i in range(min(_MAX_ROWS, len(self._waiting)))]
+            async with self._database.write() as connection:
+                await connection.execute(exposures.insert(), rows)
+            for _ in rows:
+                self._waiting.popleft()

@@ -1,0 +1,105 @@
+"""The mix: slots shared between sources by quota, refilled when a source runs short."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+
+from keek_server.feed.types import Candidate, FeedContext, FeedSource, Selection, SlotShare
+
+_REFILL = {
+    FeedSource.PERSONALISED: (FeedSource.PERSONALISED, FeedSource.POPULAR, FeedSource.TRENDING),
+    FeedSource.TRENDING: (FeedSource.TRENDING, FeedSource.PERSONALISED, FeedSource.POPULAR),
+}
+"""Who fills a slot of each source, in turn."""
+
+
+class QuotaSelector:
+    """Shares the slots between personalised and trending, evenly spread over the session.
+
+    No video twice; at most `per_owner_cap` videos of one owner on a page, unless the page
+    would be short otherwise.
+    """
+
+    name = "mix"
+
+    def __init__(self, personalised_share: float, per_owner_cap: int) -> None:
+        self._trending_share = 1.0 - personalised_share
+        self._per_owner_cap = per_owner_cap
+
+    def select(self, context: FeedContext, candidates: list[Candidate]) -> Selection:
+        """See `Selector`; the candidates of each source best first."""
+        slots = self._slots(len(context.query.served), context.query.page_size)
+        page = _Page(slots, candidates, self._per_owner_cap)
+        # What trends fills its own slots first: a video that is also personal to the user would
+        # otherwise take a personalised slot, and the page would show less of both.
+        page.fill({FeedSource.TRENDING: (FeedSource.TRENDING,)})
+        page.fill(_REFILL)
+        page.lift_cap()
+        page.fill(_REFILL)
+        chosen = [item for item in page.items if item is not None]
+        return Selection(chosen, _shares(slots, chosen))
+
+    def _slots(self, first: int, count: int) -> list[FeedSource]:
+        """Which source each slot belongs to; `first` slots stood on earlier pages.
+
+        Slot i is trending where i * share passes a whole number, so that every stretch of
+        the session keeps the share, whatever the page size.
+        """
+        passed = [math.floor(round(i * self._trending_share, 9)) for i in range(first, first + count + 1)]
+        return [
+            FeedSource.TRENDING if after > before else FeedSource.PERSONALISED
+            for before, after in pairwise(passed)
+        ]
+
+
+class _Page:
+    """A page while it is filled."""
+
+    def __init__(self, slots: list[FeedSource], candidates: list[Candidate], per_owner_cap: int) -> None:
+        self.items: list[Candidate | None] = [None] * len(slots)
+        self._slots = slots
+        self._candidates = candidates
+        self._queues = self._restart()
+        self._taken: set[str] = set()
+        self._owners: Counter[int] = Counter()
+        self._cap: float = per_owner_cap
+
+    def fill(self, fillers: Mapping[FeedSource, tuple[FeedSource, ...]]) -> None:
+        """Fills open slots, each from the sources named for its own, in turn."""
+        for place, slot in enumerate(self._slots):
+            if self.items[place] is None:
+                self.items[place] = self._take(fillers.get(slot, ()))
+
+    def lift_cap(self) -> None:
+        """From here on any number of an owner's videos fits: one more is better than a short page."""
+        self._cap = math.inf
+        self._queues = self._restart()
+
+    def _take(self, sources: tuple[FeedSource, ...]) -> Candidate | None:
+        for source in sources:
+            for candidate in self._queues[source]:
+                if self._fits(candidate):
+                    self._taken.add(candidate.video_id)
+                    self._owners[candidate.owner] += 1
+                    return candidate
+        return None
+
+    def _fits(self, candidate: Candidate) -> bool:
+        if candidate.video_id in self._taken:
+            return False
+        return candidate.owner == 0 or self._owners[candidate.owner] < self._cap
+
+    def _restart(self) -> dict[FeedSource, Iterator[Candidate]]:
+        queues: dict[FeedSource, list[Candidate]] = {source: [] for source in FeedSource}
+        for candidate in self._candidates:
+            queues[candidate.source].append(candidate)
+        return {source: iter(queue) for source, queue in queues.items()}
+
+
+def _shares(slots: list[FeedSource], chosen: list[Candidate]) -> list[SlotShare]:
+    quota = Counter(slots)
+    served = Counter(item.source for item in chosen)
+    return [
+        SlotShare(source, quota[source], served[source]) for source in sorted(quota.keys() | served.keys())
+    ]

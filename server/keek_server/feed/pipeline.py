@@ -1,0 +1,155 @@
+"""The feed request: one readable function, top to bottom, over parts that know nothing of each other."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from keek_server import metrics
+from keek_server.clock import now_us
+from keek_server.errors import KeekError, UnavailableError
+from keek_server.feed.types import (
+    Candidate,
+    Degradation,
+    FeedContext,
+    FeedPage,
+    FeedQuery,
+    Filter,
+    FilterTrace,
+    Hydrator,
+    Scorer,
+    Selection,
+    Selector,
+    SideEffect,
+    Source,
+    SourceTrace,
+)
+from keek_server.releases.live import LiveRelease
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """The parts of the pipeline, in the order they run."""
+
+    hydrators: Sequence[Hydrator]
+    """Asked in turn until one succeeds."""
+    sources: Sequence[Source]
+    """Asked side by side."""
+    filters: Sequence[Filter]
+    scorer: Scorer
+    selector: Selector
+    side_effects: Sequence[SideEffect]
+
+
+class FeedPipeline:
+    """Runs the stages; owns deadlines, fail-open, metrics and the trace."""
+
+    def __init__(self, live: LiveRelease, stages: Stages, *, source_deadline_s: float) -> None:
+        self._live = live
+        self._stages = stages
+        self._source_deadline_s = source_deadline_s
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def run(self, query: FeedQuery) -> FeedPage:
+        """Makes one page.
+
+        Raises:
+            UnavailableError: Before the first release is active.
+        """
+        context = self._capture(query)
+        await self._hydrate(context)
+        candidates, sources = await self._fetch(context)
+        candidates, filters = self._filter(context, candidates)
+        candidates = self._stages.scorer.score(context, candidates)
+        selection = self._stages.selector.select(context, candidates)
+        _name_replacements(context, selection)
+        return FeedPage(context, selection, sources, filters, candidates)
+
+    def answered(self, page: FeedPage) -> None:
+        """Starts the side effects of a page that is on its way to the caller."""
+        for effect in self._stages.side_effects:
+            task = asyncio.create_task(_apply(effect, page))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    async def drain(self) -> None:
+        """Waits for the side effects that are under way."""
+        await asyncio.gather(*self._running)
+
+    def _capture(self, query: FeedQuery) -> FeedContext:
+        serving = self._live.current
+        if serving is None:
+            raise UnavailableError("no release is active yet", retry_after_s=2.0)
+        return FeedContext(query, serving, now_us())
+
+    async def _hydrate(self, context: FeedContext) -> None:
+        for hydrator in self._stages.hydrators:
+            try:
+                with metrics.feed_stage(hydrator.name):
+                    async with asyncio.timeout(self._slice_s(context)):
+                        await hydrator.hydrate(context)
+            except (KeekError, TimeoutError) as error:
+                metrics.failures.labels(hydrator.name).inc()
+                logger.warning("hydrator %s failed: %s", hydrator.name, error or "deadline exceeded")
+            else:
+                return
+
+    async def _fetch(self, context: FeedContext) -> tuple[list[Candidate], list[SourceTrace]]:
+        enabled = [source for source in self._stages.sources if source.enabled(context)]
+        fetched = await asyncio.gather(*(self._ask(source, context) for source in enabled))
+        return [c for candidates, _ in fetched for c in candidates], [trace for _, trace in fetched]
+
+    async def _ask(self, source: Source, context: FeedContext) -> tuple[list[Candidate], SourceTrace]:
+        slice_s = self._slice_s(context)
+        candidates: list[Candidate] = []
+        reason = ""
+        started = time.perf_counter()
+        try:
+            with metrics.feed_stage(source.name):
+                async with asyncio.timeout(slice_s):
+                    candidates = await source.candidates(context, context.query.page_size)
+        except TimeoutError:
+            reason = f"deadline of {slice_s * 1000:.0f} ms exceeded"
+        except KeekError as error:
+            reason = str(error)
+        except Exception:
+            # A fault of one source must not cost the user the feed; the log tells of it.
+            logger.exception("source %s failed", source.name)
+            reason = "internal error"
+        if reason:
+            metrics.failures.labels(source.name).inc()
+            context.degradations.append(Degradation(source.source, reason))
+        elapsed_s = time.perf_counter() - started
+        return candidates, SourceTrace(source.source, len(candidates), elapsed_s, reason)
+
+    def _slice_s(self, context: FeedContext) -> float:
+        return min(self._source_deadline_s, context.query.deadline_s)
+
+    def _filter(
+        self, context: FeedContext, candidates: list[Candidate]
+    ) -> tuple[list[Candidate], list[FilterTrace]]:
+        traces = []
+        for filter_ in self._stages.filters:
+            keeps = filter_.keeps(context, candidates)
+            removed = [c for c, keep in zip(candidates, keeps, strict=True) if not keep]
+            candidates = [c for c, keep in zip(candidates, keeps, strict=True) if keep]
+            traces.append(FilterTrace(filter_.name, len(candidates), removed))
+        return candidates, traces
+
+
+def _name_replacements(context: FeedContext, selection: Selection) -> None:
+    """Says in each degradation which sources filled more slots than were theirs."""
+    gained = [share.source for share in selection.shares if share.served_count > share.quota_count]
+    for degradation in context.degradations:
+        degradation.replaced_by = [source for source in gained if source != degradation.source]
+
+
+async def _apply(effect: SideEffect, page: FeedPage) -> None:
+    try:
+        await effect.apply(page)
+    except KeekError as error:
+        metrics.failures.labels(effect.name).inc()
+        logger.warning("side effect %s failed: %s", effect.name, error)

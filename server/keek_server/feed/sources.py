@@ -1,0 +1,89 @@
+"""The sources: personalised, trending, popular."""
+
+from collections.abc import Iterable
+
+from keek_server.feed.history import history_inputs
+from keek_server.feed.types import Candidate, FeedContext, FeedSource
+from keek_server.interactions.projection import Projection
+from keek_server.releases.release import Corpus
+from keek_server.retrieval.ids import hash_id
+from keek_server.videos.catalogue import Catalogue
+
+_MARGIN = 3
+"""Candidates per slot, so that the owner cap has something to choose from."""
+
+
+class PersonalisedSource:
+    """History -> user tower in Triton -> nearest videos in the index."""
+
+    name = "personalised"
+    source = FeedSource.PERSONALISED
+
+    def enabled(self, context: FeedContext) -> bool:
+        """Only for users with a history: for others the tower knows nothing."""
+        return bool(context.history)
+
+    async def candidates(self, context: FeedContext, count: int) -> list[Candidate]:
+        """See `Source`; scored by the dot product of user and video vector."""
+        corpus = context.serving.release.corpus
+        inputs = history_inputs(corpus, context.query.user_id, context.history, context.now_us)
+        if len(inputs.kinds) == 0:
+            return []
+        vector = await context.serving.users.vector(inputs)
+        wanted = _MARGIN * count + context.excluded_count
+        scores, rows = await context.serving.searcher.search(vector, wanted)
+        return _from_rows(corpus, self.source, rows.tolist(), scores.tolist())
+
+
+class TrendingSource:
+    """What many users like at the moment, from Redis."""
+
+    name = "trending"
+    source = FeedSource.TRENDING
+
+    def __init__(self, projection: Projection, catalogue: Catalogue) -> None:
+        self._projection = projection
+        self._catalogue = catalogue
+
+    def enabled(self, _context: FeedContext) -> bool:
+        """For everyone."""
+        return True
+
+    async def candidates(self, context: FeedContext, count: int) -> list[Candidate]:
+        """See `Source`; scored by decayed weight."""
+        videos = await self._projection.trending(0, _MARGIN * count + context.excluded_count)
+        owners = await self._catalogue.owners(video.video_id for video in videos)
+        return [
+            Candidate(video.video_id, self.source, video.score, hash_id(owners[video.video_id]))
+            for video in videos
+            if video.video_id in owners
+        ]
+
+
+class PopularSource:
+    """The popular list of the release: for whoever is new, and whenever others fail."""
+
+    name = "popular"
+    source = FeedSource.POPULAR
+
+    def enabled(self, _context: FeedContext) -> bool:
+        """For everyone: it also refills what others leave open."""
+        return True
+
+    async def candidates(self, context: FeedContext, count: int) -> list[Candidate]:
+        """See `Source`; scored by the share of interactions in training."""
+        corpus = context.serving.release.corpus
+        wanted = _MARGIN * count + context.excluded_count
+        return _from_rows(
+            corpus, self.source, corpus.popular[:wanted].tolist(), corpus.popularity[:wanted].tolist()
+        )
+
+
+def _from_rows(
+    corpus: Corpus, source: FeedSource, rows: list[int], scores: Iterable[float]
+) -> list[Candidate]:
+    owners = corpus.owners[rows].tolist()
+    return [
+        Candidate(corpus.ids.id_of(row), source, score, owner)
+        for row, score, owner in zip(rows, scores, owners, strict=True)
+    ]

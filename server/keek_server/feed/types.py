@@ -1,0 +1,186 @@
+"""What flows through the feed pipeline, and the six roles that work on it."""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+from keek_server.interactions.projection import HistoryEntry, UserState
+from keek_server.releases.live import ServingRelease
+
+
+class FeedSource(IntEnum):
+    """Producers of candidates, numbered as in `keek.v1.FeedSource`."""
+
+    PERSONALISED = 1
+    TRENDING = 2
+    FRESH = 3
+    POPULAR = 4
+    CACHED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class FeedQuery:
+    """One page of one user's feed."""
+
+    user_id: str
+    page_size: int
+    deadline_s: float
+    """Seconds that the whole page may take."""
+    served: tuple[int, ...] = ()
+    """Hashes (`retrieval.ids.hash_id`) of the videos on earlier pages of this session."""
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A video that one source proposes."""
+
+    video_id: str
+    source: FeedSource
+    score: float
+    owner: int = 0
+    """Hash of the owner's id; 0 when unknown."""
+
+
+@dataclass(slots=True)
+class Degradation:
+    """A source that could not do its part, and what filled its slots."""
+
+    source: FeedSource
+    reason: str
+    replaced_by: list[FeedSource] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class FeedContext:
+    """One request on its way: what it captured at its entry, and what is known of the user."""
+
+    query: FeedQuery
+    serving: ServingRelease
+    now_us: int
+    user: UserState = field(default_factory=lambda: UserState([], frozenset()))
+    degradations: list[Degradation] = field(default_factory=list)
+
+    @property
+    def history(self) -> list[HistoryEntry]:
+        """What the user tower reads: the latest interactions, newest last."""
+        return self.user.history[-self.serving.release.manifest.history_length :]
+
+    @property
+    def excluded_count(self) -> int:
+        """Upper bound of the candidates that filters may remove: how much a source over-fetches."""
+        return len(self.user.seen) + len(self.query.served)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTrace:
+    """What one source produced."""
+
+    source: FeedSource
+    candidate_count: int
+    elapsed_s: float
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FilterTrace:
+    """What one filter did."""
+
+    name: str
+    kept_count: int
+    removed: list[Candidate]
+
+
+@dataclass(frozen=True, slots=True)
+class SlotShare:
+    """How many slots the mix gives to a source, and how many it filled."""
+
+    source: FeedSource
+    quota_count: int
+    served_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The chosen items, in order."""
+
+    items: list[Candidate]
+    shares: list[SlotShare]
+
+
+@dataclass(frozen=True, slots=True)
+class FeedPage:
+    """A page and how it came about."""
+
+    context: FeedContext
+    selection: Selection
+    sources: list[SourceTrace]
+    filters: list[FilterTrace]
+    candidates: list[Candidate]
+    """What was left to select from."""
+
+
+class Hydrator(Protocol):
+    """Adds to the context what later stages read."""
+
+    name: str
+
+    async def hydrate(self, context: FeedContext) -> None:
+        """Fails with a KeekError; then the next hydrator of the same kind is asked."""
+        ...
+
+
+class Source(Protocol):
+    """Produces candidates, best first."""
+
+    name: str
+    source: FeedSource
+
+    def enabled(self, context: FeedContext) -> bool:
+        """Whether it has anything to say for this request."""
+        ...
+
+    async def candidates(self, context: FeedContext, count: int) -> list[Candidate]:
+        """At least `count` candidates that survive the filters, as far as there are so many."""
+        ...
+
+
+class Filter(Protocol):
+    """Removes candidates that must not be served."""
+
+    name: str
+    detail: str
+    """Why a video was removed, for people."""
+
+    def keeps(self, context: FeedContext, candidates: list[Candidate]) -> list[bool]:
+        """Per candidate, whether it stays."""
+        ...
+
+
+class Scorer(Protocol):
+    """Gives the candidates the scores that they are ordered by, within each source."""
+
+    name: str
+
+    def score(self, context: FeedContext, candidates: list[Candidate]) -> list[Candidate]:
+        """The candidates, best first within each source."""
+        ...
+
+
+class Selector(Protocol):
+    """Chooses the page."""
+
+    name: str
+
+    def select(self, context: FeedContext, candidates: list[Candidate]) -> Selection:
+        """At most `page_size` of them, in the order they are shown."""
+        ...
+
+
+class SideEffect(Protocol):
+    """Acts on a page after it was answered."""
+
+    name: str
+
+    async def apply(self, page: FeedPage) -> None:
+        """Its failure is logged; the feed has long been answered."""
+        ...

@@ -1,0 +1,27 @@
+"""What the server counts and times, for Prometheus."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+rpc_seconds = Histogram(
+    "keek_rpc_seconds", "Calls by method and status code.", ("method", "code"), buckets=_BUCKETS
+)
+stage_seconds = Histogram("keek_feed_stage_seconds", "Stages of the feed.", ("stage",), buckets=_BUCKETS)
+failures = Counter("keek_feed_failures_total", "Stages of the feed that failed open.", ("stage",))
+exposures_dropped = Counter("keek_exposures_dropped_total", "Exposures that were not logged.")
+projection_lag = Gauge("keek_projection_lag_rows", "Rows of the log not yet applied.")
+
+
+@contextmanager
+def feed_stage(name: str) -> Iterator[None]:
+    """Times one stage, failed or not."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        stage_seconds.labels(name).observe(time.perf_counter() - started)

@@ -1,0 +1,62 @@
+"""The manifest: everything that makes up one release, as one JSON file and one SQL row."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from keek_server.errors import SetupError
+from keek_server.retrieval.index import IndexReport
+
+MANIFEST_FILE = "manifest.json"
+
+
+class TowerVersion(BaseModel):
+    """One published version of a tower."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+    """The numeric folder in the model repository, and the version that Triton answers with."""
+    sha256: str
+    """Of model.onnx."""
+    size_bytes: int
+
+
+class Manifest(BaseModel):
+    """{release id, tower versions, clip version, index, dimension, checksums, metrics}."""
+
+    model_config = ConfigDict(frozen=True)
+
+    release_id: str
+    create_time_us: int
+    user_tower: TowerVersion
+    video_tower: TowerVersion
+    clip: TowerVersion | None = None
+    dimension: int
+    history_length: int
+    """How many of a user's latest interactions the user tower reads."""
+    index: IndexReport
+    files_sha256: dict[str, str]
+    """Checksum of every file of the release, by name."""
+    metrics: dict[str, Any]
+    """What training and export measured: quality, parity, ms per user."""
+
+    def save(self, folder: Path) -> None:
+        """Writes the manifest into the release's folder."""
+        (folder / MANIFEST_FILE).write_text(self.model_dump_json(indent=2) + "\n", "utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Reads the manifest of the release in `folder`.
+
+        Raises:
+            SetupError: When there is none, or it cannot be read as one.
+        """
+        path = folder / MANIFEST_FILE
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise SetupError(f"no release in {folder}: {MANIFEST_FILE} is missing") from None
+        except ValueError as error:
+            raise SetupError(f"{path} is no manifest: {error}") from error

@@ -1,0 +1,89 @@
+"""Video ids as mapped arrays: row to id and id to row, without a Python object an id."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+Rows = npt.NDArray[np.int64]
+
+_FILES = ("id_bytes", "id_offsets", "id_hashes", "id_rows")
+
+
+def hash_id(id_: str) -> int:
+    """64-bit hash of an id; 0 for the empty one."""
+    return xxhash.xxh3_64_intdigest(id_.encode()) if id_ else 0
+
+
+def hash_all(ids: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """64-bit hashes of n ids: uint64 [n]."""
+    return np.fromiter(map(hash_id, ids), np.uint64, count=len(ids))
+
+
+class IdTable:
+    """n ids, numbered by row.
+
+    Look-ups go by binary search over the sorted hashes; the bytes of the id decide, so
+    that a collision of hashes cannot give a wrong row.
+    """
+
+    def __init__(
+        self,
+        id_bytes: npt.NDArray[np.uint8],
+        id_offsets: npt.NDArray[np.int64],
+        id_hashes: npt.NDArray[np.uint64],
+        id_rows: npt.NDArray[np.int64],
+    ) -> None:
+        """
+        Args:
+            id_bytes: UTF-8 of all ids, one behind the other.
+            id_offsets: int64 [n + 1], where each starts.
+            id_hashes: uint64 [n], sorted.
+            id_rows: int64 [n], the row of each sorted hash.
+        """
+        self._bytes, self._offsets, self._hashes, self._rows = id_bytes, id_offsets, id_hashes, id_rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @classmethod
+    def build(cls, ids: Sequence[str]) -> "IdTable":
+        """The table of `ids`, which must be distinct, in this order."""
+        encoded = [id_.encode() for id_ in ids]
+        offsets = np.zeros(len(ids) + 1, np.int64)
+        np.cumsum([len(e) for e in encoded], out=offsets[1:])
+        hashes = hash_all(ids)
+        order = np.argsort(hashes, kind="stable")
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets, hashes[order], order)
+
+    def save(self, folder: Path) -> None:
+        """Writes the arrays into `folder`."""
+        arrays: tuple[npt.NDArray[Any], ...] = (self._bytes, self._offsets, self._hashes, self._rows)
+        for name, array in zip(_FILES, arrays, strict=True):
+            np.save(folder / f"{name}.npy", array)
+
+    @classmethod
+    def open(cls, folder: Path) -> "IdTable":
+        """Maps what `save` wrote; nothing is read yet."""
+        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _FILES))
+
+    def id_of(self, row: int) -> str:
+        """The id of a row."""
+        return bytes(self._bytes[self._offsets[row] : self._offsets[row + 1]]).decode()
+
+    def rows_of(self, ids: Sequence[str]) -> Rows:
+        """The row of each id: int64 [n], -1 where the id is not in the table."""
+        hashes = hash_all(ids)
+        places = np.searchsorted(self._hashes, hashes)
+        return np.fromiter(map(self._row_at, ids, hashes, places), np.int64, count=len(ids))
+
+    def _row_at(self, id_: str, hash_: np.uint64, place: int) -> int:
+        while place < len(self._hashes) and self._hashes[place] == hash_:
+            row = int(self._rows[place])
+            if self.id_of(row) == id_:
+                return row
+            place += 1
+        return -1

@@ -1,0 +1,117 @@
+"""The interceptor around every handler of Keek's services.
+
+Requests are checked before the handler runs, domain errors become statuses, faults become
+INTERNAL without their details, and every call is timed. Each kind of call has a wrapper
+of its own: one for all would let streams slip through.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+
+from keek_server import metrics
+from keek_server.errors import KeekError
+from keek_server.rpc.rules import RuleChecker
+from keek_server.rpc.status import to_status
+
+logger = logging.getLogger(__name__)
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Handler = grpc.RpcMethodHandler[Any, Any]
+
+_PREFIX = "/keek."
+
+
+class GuardInterceptor(grpc.aio.ServerInterceptor):
+    """Wraps the handlers of Keek's own services; health and reflection pass as they are."""
+
+    def __init__(self, rules: RuleChecker) -> None:
+        self._rules = rules
+        self._wrapped: dict[str, Handler] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """See `grpc.aio.ServerInterceptor`."""
+        method = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:
+            wrapped = await continuation(handler_call_details)
+            if wrapped is not None and method.startswith(_PREFIX):
+                self._wrapped[method] = wrapped = self._wrap(method, wrapped)
+        return wrapped
+
+    def _wrap(self, method: str, handler: Handler) -> Handler:
+        codec = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+        if handler.unary_unary:
+            return grpc.unary_unary_rpc_method_handler(self._unary(method, handler.unary_unary), **codec)
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(self._stream(method, handler.unary_stream), **codec)
+        if handler.stream_unary:
+            return grpc.stream_unary_rpc_method_handler(self._upload(method, handler.stream_unary), **codec)
+        raise TypeError(f"{method} is of a kind that is not guarded")
+
+    def _unary(self, method: str, inner: Callable[..., Any]) -> Callable[..., Any]:
+        async def call(request: Message, context: Context) -> Message:
+            async with _translated(method, context):
+                self._rules.check(request)
+                response: Message = await inner(request, context)
+            return response
+
+        return call
+
+    def _stream(self, method: str, inner: Callable[..., Any]) -> Callable[..., Any]:
+        async def call(request: Message, context: Context) -> AsyncIterator[Message]:
+            async with _translated(method, context):
+                self._rules.check(request)
+                async for response in inner(request, context):
+                    yield response
+
+        return call
+
+    def _upload(self, method: str, inner: Callable[..., Any]) -> Callable[..., Any]:
+        async def checked(requests: AsyncIterator[Message]) -> AsyncIterator[Message]:
+            async for request in requests:
+                self._rules.check(request)
+                yield request
+
+        async def call(requests: AsyncIterator[Message], context: Context) -> Message:
+            async with _translated(method, context):
+                response: Message = await inner(checked(requests), context)
+            return response
+
+        return call
+
+
+@asynccontextmanager
+async def _translated(method: str, context: Context) -> AsyncIterator[None]:
+    started = time.perf_counter()
+    code = grpc.StatusCode.OK
+    try:
+        yield
+    except KeekError as error:
+        code, message, trailers = to_status(error)
+        await context.abort(code, message, trailers)
+    except (asyncio.CancelledError, GeneratorExit):
+        code = grpc.StatusCode.CANCELLED
+        raise
+    except grpc.aio.AbortError:
+        code = grpc.StatusCode.UNKNOWN
+        raise
+    except Exception:
+        logger.exception("%s failed", method)
+        code = grpc.StatusCode.INTERNAL
+        await context.abort(code, "internal error")
+    finally:
+        metrics.rpc_seconds.labels(method, code.name).observe(time.perf_counter() - started)

@@ -1,0 +1,91 @@
+"""The gRPC server: services, guard, health, reflection."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from keek.v1 import (
+    feed_service_pb2,
+    feed_service_pb2_grpc,
+    interaction_service_pb2,
+    interaction_service_pb2_grpc,
+    trending_service_pb2,
+    trending_service_pb2_grpc,
+    video_service_pb2,
+    video_service_pb2_grpc,
+)
+from keek_server.rpc.feed import FeedServicer
+from keek_server.rpc.guard import GuardInterceptor
+from keek_server.rpc.interactions import InteractionServicer
+from keek_server.rpc.rules import RuleChecker
+from keek_server.rpc.trending import TrendingServicer
+from keek_server.rpc.videos import VideoServicer
+
+FEED = feed_service_pb2.DESCRIPTOR.services_by_name["FeedService"].full_name
+INTERACTION = interaction_service_pb2.DESCRIPTOR.services_by_name["InteractionService"].full_name
+VIDEO = video_service_pb2.DESCRIPTOR.services_by_name["VideoService"].full_name
+TRENDING = trending_service_pb2.DESCRIPTOR.services_by_name["TrendingService"].full_name
+SERVICES = (FEED, INTERACTION, VIDEO, TRENDING)
+
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+
+_MAX_MESSAGE_BYTES = 16 * 2**20
+_OPTIONS = (
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    # Two servers on one port would split the calls between them without a word.
+    ("grpc.so_reuseport", 0),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    # Clients keep idle connections alive every 30 s at most.
+    ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+class Health:
+    """grpc.health.v1, per service; the empty name stands for all of them."""
+
+    def __init__(self) -> None:
+        self.servicer = health.aio.HealthServicer()
+
+    async def set(self, services: Iterable[str], *, serving: bool) -> None:
+        """Says of each service whether it serves."""
+        statuses = health_pb2.HealthCheckResponse
+        for service in services:
+            await self.servicer.set(service, statuses.SERVING if serving else statuses.NOT_SERVING)
+
+
+def build_server(
+    feed: FeedServicer,
+    interactions: InteractionServicer,
+    videos: VideoServicer,
+    trending: TrendingServicer,
+    health_: Health,
+) -> grpc.aio.Server:
+    """A server with all services, not yet bound nor started."""
+    server = grpc.aio.server(interceptors=(GuardInterceptor(RuleChecker()),), options=_OPTIONS)
+    feed_service_pb2_grpc.add_FeedServiceServicer_to_server(feed, server)
+    interaction_service_pb2_grpc.add_InteractionServiceServicer_to_server(interactions, server)
+    video_service_pb2_grpc.add_VideoServiceServicer_to_server(videos, server)
+    trending_service_pb2_grpc.add_TrendingServiceServicer_to_server(trending, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_.servicer, server)
+    _add_reflection(server)
+    return server
+
+
+def _add_reflection(server: grpc.aio.Server) -> None:
+    names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1)
+    reflection.enable_server_reflection(names, server)
+    # The package knows v1alpha alone; v1 has the same messages under another service name.
+    servicer: Any = reflection.aio.ReflectionServicer(names)
+    method = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    handlers = {"ServerReflectionInfo": method}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_REFLECTION_V1, handlers),))

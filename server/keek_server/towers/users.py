@@ -1,0 +1,60 @@
+"""User vectors for concurrent requests: one Triton call for all that wait."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from keek_server.batching import Batcher
+from keek_server.towers.client import TowerClient
+from keek_server.towers.contract import USER_TOWER
+from keek_server.towers.features import Float32Array, Int32Array, Tensors, user_features
+
+_MAX_WAITING = 4096
+_DEADLINE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class UserInputs:
+    """What the user tower reads of one user, newest last."""
+
+    user_id: str
+    vectors: Float32Array
+    """float32 [length, DIMENSION], of the same release."""
+    kinds: Int32Array
+    """int32 [length], InteractionKind."""
+    ages_s: Float32Array
+    """float32 [length], seconds."""
+
+
+def user_batch(users: Sequence[UserInputs]) -> Tensors:
+    """The user tower's input tensors for several users."""
+    return user_features(
+        [user.user_id for user in users],
+        [user.vectors for user in users],
+        [user.kinds for user in users],
+        [user.ages_s for user in users],
+    )
+
+
+class UserVectors:
+    """Asks one version of the user tower."""
+
+    def __init__(self, towers: TowerClient, version: int) -> None:
+        self._towers = towers
+        self._version = version
+        self._batcher: Batcher[UserInputs, Float32Array] = Batcher(
+            self._run, max_weight=USER_TOWER.max_batch_size, max_waiting=_MAX_WAITING
+        )
+
+    async def vector(self, inputs: UserInputs) -> Float32Array:
+        """The vector of one user: float32 [DIMENSION].
+
+        Raises:
+            UnavailableError: When Triton does not answer, or too many wait.
+        """
+        return await self._batcher.submit(inputs)
+
+    async def _run(self, batch: list[UserInputs]) -> Sequence[Float32Array]:
+        vectors = await self._towers.vectors(
+            USER_TOWER, self._version, user_batch(batch), deadline_s=_DEADLINE_S
+        )
+        return list(vectors)

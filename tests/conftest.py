@@ -1,0 +1,69 @@
+"""Fixtures that several test files share: the embedded stack, started once for all of them."""
+
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from keek_server.embedded import EmbeddedStack
+from keek_server.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+STARTUP_TIMEOUT_S = 60.0
+"""Tests may share a small machine with much else."""
+
+
+def copy_configurations(target: Path) -> Path:
+    """A model repository with the committed `config.pbtxt` files and no version."""
+    for config in sorted((ROOT / "model_repository").glob("*/config.pbtxt")):
+        (target / config.parent.name).mkdir(parents=True)
+        shutil.copy(config, target / config.parent.name)
+    return target
+
+
+def embedded_settings(directory: Path) -> Settings:
+    """Settings of a stack of its own in a directory: no servers are given, no port is fixed."""
+    repository = directory / "models"
+    return Settings(
+        data_dir=directory / "data",
+        model_repository=repository if repository.exists() else copy_configurations(repository),
+        triton_environment=ROOT / ".venv-triton",
+        redis_url=None,
+        triton_url=None,
+        listen="127.0.0.1:0",
+        startup_timeout_s=STARTUP_TIMEOUT_S,
+    )
+
+
+@pytest.fixture(scope="session")
+def stack_directory() -> Iterator[Path]:
+    """Where the shared stack lives."""
+    with tempfile.TemporaryDirectory(prefix="keek-") as directory:
+        yield Path(directory)
+
+
+@pytest.fixture(scope="session")
+async def stack(stack_directory: Path) -> AsyncIterator[EmbeddedStack]:
+    """A running stack for all tests; `stack.settings` says where everything is.
+
+    Its model repository has no version yet: tests publish their own, each under a version
+    number of its own, into `stack.settings.model_repository`. It fails, and does not skip, when
+    Triton's environment is missing: `make test` sets that up.
+    """
+    async with EmbeddedStack(embedded_settings(stack_directory)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def settings_in() -> Callable[[Path], Settings]:
+    """Makes settings for a further stack, in a directory of its own."""
+    return embedded_settings
+
+
+@pytest.fixture
+def stack_settings() -> Iterator[Settings]:
+    """Settings for a stack that one test starts by itself, and may break."""
+    with tempfile.TemporaryDirectory(prefix="keek-") as directory:
+        yield embedded_settings(Path(directory))

@@ -1,0 +1,98 @@
+"""The mix: quotas, refill, owners, no duplicates."""
+
+from collections import Counter
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from keek_server.feed.mixing import QuotaSelector
+from keek_server.feed.scorers import SourceScorer
+from keek_server.feed.types import Candidate, FeedSource, Selection
+
+P, T, POP = FeedSource.PERSONALISED, FeedSource.TRENDING, FeedSource.POPULAR
+
+
+def candidates(source: FeedSource, count: int, *, prefix: str = "", owner: int = 0) -> list[Candidate]:
+    prefix = prefix or source.name.lower()
+    return [Candidate(f"{prefix}{i}", source, float(count - i), owner) for i in range(count)]
+
+
+def select(
+    given: list[Candidate], *, size: int = 10, share: float = 0.7, cap: int = 2, served: int = 0
+) -> Selection:
+    context: Any = SimpleNamespace(query=SimpleNamespace(page_size=size, served=(0,) * served))
+    return QuotaSelector(share, cap).select(context, given)
+
+
+def counts(selection: Selection) -> dict[FeedSource, int]:
+    return dict(Counter(item.source for item in selection.items))
+
+
+def test_ten_slots_are_shared_seven_to_three() -> None:
+    selection = select(candidates(P, 30) + candidates(T, 30) + candidates(POP, 30))
+    assert counts(selection) == {P: 7, T: 3}
+    assert [(share.source, share.quota_count, share.served_count) for share in selection.shares] == [
+        (P, 7, 7),
+        (T, 3, 3),
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 10, 100])
+def test_the_share_holds_over_a_session_whatever_the_page_size(size: int) -> None:
+    trending = served = 0
+    while served < 300:
+        page = select(candidates(P, 400) + candidates(T, 400), size=size, served=served)
+        trending += counts(page).get(T, 0)
+        served += len(page.items)
+        assert abs(trending - 0.3 * served) < 1
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, {P: 10}), (0.0, {T: 10}), (0.5, {P: 5, T: 5})])
+def test_other_shares_are_kept_too(share: float, expected: dict[FeedSource, int]) -> None:
+    assert counts(select(candidates(P, 30) + candidates(T, 30), share=share)) == expected
+
+
+def test_without_personalised_candidates_popular_ones_take_their_slots() -> None:
+    selection = select(candidates(T, 30) + candidates(POP, 30))
+    assert counts(selection) == {T: 3, POP: 7}
+    assert (P, 7, 0) in [(share.source, share.quota_count, share.served_count) for share in selection.shares]
+
+
+def test_without_trending_candidates_personalised_ones_take_their_slots() -> None:
+    assert counts(select(candidates(P, 30) + candidates(POP, 30))) == {P: 10}
+
+
+def test_trending_refills_when_nothing_else_is_left() -> None:
+    assert counts(select(candidates(T, 30))) == {T: 10}
+
+
+def test_a_short_page_holds_everything_there_is() -> None:
+    selection = select(candidates(P, 2) + candidates(T, 1) + candidates(POP, 1))
+    assert len(selection.items) == 4
+
+
+def test_no_video_stands_twice_and_what_trends_keeps_its_slots() -> None:
+    selection = select(candidates(P, 30, prefix="v") + candidates(T, 30, prefix="v"))
+    assert len({item.video_id for item in selection.items}) == 10
+    assert counts(selection) == {P: 7, T: 3}
+
+
+def test_an_owner_gets_at_most_its_cap() -> None:
+    selection = select(candidates(P, 30, owner=5) + candidates(POP, 30))
+    assert Counter(item.owner for item in selection.items)[5] == 2
+    assert len(selection.items) == 10
+
+
+def test_the_cap_yields_rather_than_leave_the_page_short() -> None:
+    assert len(select(candidates(P, 30, owner=5)).items) == 10
+
+
+def test_unknown_owners_are_not_capped() -> None:
+    assert counts(select(candidates(P, 30, owner=0))) == {P: 10}
+
+
+def test_scores_that_are_no_numbers_sink() -> None:
+    broken = [Candidate("nan", P, float("nan")), Candidate("inf", P, float("inf")), Candidate("ok", P, -5.0)]
+    context: Any = None
+    assert SourceScorer().score(context, broken)[0].video_id == "ok"
