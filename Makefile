@@ -10,7 +10,16 @@ UV := $(BIN)/uv
 STUBS := clients/python/keek/v1
 DATA ?= synth
 
-.PHONY: help setup demo run test bench load-test lint format proto proto-check lock clean
+# Other data than the default has a data directory and a model repository of its own, so that
+# catalogues do not mix.
+DATASET := $(firstword $(subst :, ,$(DATA)))
+ifneq ($(DATASET),synth)
+export KEEK_DATA_DIR ?= var/$(DATASET)
+export KEEK_MODEL_REPOSITORY ?= var/$(DATASET)/model_repository
+endif
+
+
+.PHONY: help setup repository demo run test bench load-test lint format proto proto-check lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,10 +38,16 @@ setup: .venv/.ready .venv-triton/.ready ## both environments: Keek's and Triton'
 	@$(UV) pip sync --quiet --python .venv-triton/bin/python --require-hashes requirements/triton.lock
 	@touch $@
 
-demo: setup ## the main job, end to end: train, publish, serve, stream, like (DATA=kuairand:DIR for real data)
+repository:
+	@for config in model_repository/*/config.pbtxt; do \
+		target="$${KEEK_MODEL_REPOSITORY:-model_repository}/$$(basename "$$(dirname "$$config")")"; \
+		test -f "$$target/config.pbtxt" || { mkdir -p "$$target" && cp "$$config" "$$target/"; }; \
+	done
+
+demo: setup repository ## the main job, end to end: train, publish, serve, stream, like (DATA=kuairand:DIR for real data)
 	@$(BIN)/keek-train demo --data $(DATA)
 
-run: setup ## the server with its embedded Triton and Redis, until Ctrl-C
+run: setup repository ## the server with its embedded Triton and Redis, until Ctrl-C
 	@$(BIN)/keek-server up
 
 test: setup ## all tests, against real servers

@@ -45,7 +45,7 @@ class Settings(BaseSettings):
     """The virtual environment that carries the embedded tritonserver."""
 
     # -- deadlines, seconds -----------------------------------------------------------------------
-    startup_timeout_s: Seconds = 10.0
+    startup_timeout_s: Seconds = 8.0
     """How long to wait for Triton, Redis and SQL at start before giving up with a message."""
     feed_deadline_s: Seconds = 1.0
     """For a feed whose caller gave no deadline; a shorter one of the caller's holds."""

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from keek_server.feed.filters import FILTERS
-from keek_server.feed.types import Candidate, FeedPage
+from keek_server.feed.types import Candidate, FeedPage, FeedSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +36,11 @@ def _served(page: FeedPage, video_id: str) -> Verdict | None:
 
 
 def _removed(page: FeedPage, video_id: str) -> Verdict | None:
-    details = {filter_.name: filter_.detail for filter_ in FILTERS}
-    for trace in page.filters:
-        if any(candidate.video_id == video_id for candidate in trace.removed):
-            return Verdict(video_id, False, trace.name, details[trace.name])
+    """What a filter says of it, whether a source proposed it or not."""
+    candidate = Candidate(video_id, FeedSource.PERSONALISED, 0.0)
+    for filter_ in FILTERS:
+        if not filter_.keeps(page.context, [candidate])[0]:
+            return Verdict(video_id, False, filter_.name, filter_.detail)
     return None
 
 

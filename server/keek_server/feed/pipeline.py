@@ -134,9 +134,9 @@ class FeedPipeline:
         traces = []
         for filter_ in self._stages.filters:
             keeps = filter_.keeps(context, candidates)
-            removed = [c for c, keep in zip(candidates, keeps, strict=True) if not keep]
-            candidates = [c for c, keep in zip(candidates, keeps, strict=True) if keep]
-            traces.append(FilterTrace(filter_.name, len(candidates), removed))
+            kept = [candidate for candidate, keep in zip(candidates, keeps, strict=True) if keep]
+            traces.append(FilterTrace(filter_.name, len(kept), len(candidates) - len(kept)))
+            candidates = kept
         return candidates, traces
 
 

@@ -87,7 +87,7 @@ class FilterTrace:
 
     name: str
     kept_count: int
-    removed: list[Candidate]
+    removed_count: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,11 +58,16 @@ def _exact(vectors: Vectors, queries: Vectors) -> Rows:
 
 
 def _tune(ivf: faiss.IndexIVFFlat, queries: Vectors, exact: Rows, target: float) -> tuple[int, float]:
-    """The smallest nprobe, within a quarter, that reaches the target, and its recall."""
-    nprobe, recall = 1, 0.0
-    while True:
+    """The smallest nprobe that reaches the target, and its recall: doubled up to it, then bisected."""
+
+    def recall(nprobe: int) -> float:
         _, found = ivf.search(queries, exact.shape[1], params=ivf_parameters(nprobe))
-        recall = recall_at_k(found, exact)
-        if recall >= target or nprobe == ivf.nlist:
-            return nprobe, recall
-        nprobe = min(ivf.nlist, nprobe + max(1, nprobe // 4))
+        return recall_at_k(found, exact)
+
+    low, high = 0, 1
+    while high < ivf.nlist and recall(high) < target:
+        low, high = high, min(2 * high, ivf.nlist)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if recall(middle) >= target else (middle, high)
+    return high, recall(high)

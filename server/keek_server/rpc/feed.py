@@ -66,7 +66,7 @@ class FeedServicer(feed_service_pb2_grpc.FeedServiceServicer):
             trace.elapsed.FromNanoseconds(int(source.elapsed_s * 1e9))
         for filter_ in page.filters:
             response.filters.add(
-                name=filter_.name, kept_count=filter_.kept_count, removed_count=len(filter_.removed)
+                name=filter_.name, kept_count=filter_.kept_count, removed_count=filter_.removed_count
             )
         for verdict in explain(page, request.video_ids, known.keys()):
             response.verdicts.add(

@@ -1,0 +1,112 @@
+"""How the client talks to its servers, as data: deadlines, retries, balancing, keepalive, sizes."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Final
+
+VERSION: Final = version("keek")
+"""Version of the installed package."""
+
+MAX_ATTEMPTS_LIMIT: Final = 5
+"""gRPC makes at most five attempts, whatever a policy says."""
+
+_MIB: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """When a call is made again: on UNAVAILABLE, within the call's own deadline.
+
+    Every call of Keek may be repeated, because interactions carry an `event_id`. A stream
+    is retried until its first message has arrived. The waits grow by `backoff_multiplier`
+    and vary by 20 %.
+    """
+
+    max_attempts: int = 4
+    """The first one included; 2 to 5."""
+    initial_backoff_s: float = 0.05
+    max_backoff_s: float = 1.0
+    backoff_multiplier: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.max_attempts <= MAX_ATTEMPTS_LIMIT:
+            raise ValueError(f"max_attempts must be 2 to {MAX_ATTEMPTS_LIMIT}; retry=None turns retries off")
+        if min(self.initial_backoff_s, self.max_backoff_s, self.backoff_multiplier) <= 0:
+            raise ValueError("the backoffs and backoff_multiplier must be greater than 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeouts:
+    """Deadline of each call in seconds, retries included, where the call gives no `timeout_s`."""
+
+    list_feed_s: float = 1.25
+    """The server answers within one second, if need be from its fallbacks; the rest is the way."""
+    stream_feed_s: float = 30.0
+    """The whole stream."""
+    explain_feed_s: float = 2.5
+    record_interaction_s: float = 8.0
+    """One SQL transaction of up to five seconds, then `wait_for_feed` of up to two."""
+    record_interactions_s: float = 120.0
+    """The whole stream of batches."""
+    get_video_s: float = 2.0
+    list_videos_s: float = 5.0
+    """One page."""
+    import_videos_s: float = 30.0
+    """One batch."""
+    list_trending_s: float = 1.25
+    check_health_s: float = 2.0
+
+
+DEFAULT_RETRY: Final = RetryPolicy()
+DEFAULT_TIMEOUTS: Final = Timeouts()
+
+DEFAULT_OPTIONS: Final[Mapping[str, int | str]] = {
+    "grpc.primary_user_agent": f"keek/{VERSION}",
+    # A dead connection is noticed in 40 s. Pings only while calls run: no default deadline lets a
+    # call stay silent for so long that a server with gRPC's own limits counts three early pings.
+    "grpc.keepalive_time_ms": 30_000,
+    "grpc.keepalive_timeout_ms": 10_000,
+    "grpc.keepalive_permit_without_calls": 0,
+    # gRPC's own 120 s would leave a service without its feeds long after the server is back.
+    "grpc.initial_reconnect_backoff_ms": 100,
+    "grpc.max_reconnect_backoff_ms": 3_000,
+    "grpc.max_send_message_length": 4 * _MIB,
+    "grpc.max_receive_message_length": 8 * _MIB,
+    # A request that outgrows this buffer (256 KiB by default, less than an import's batch) would
+    # silently not be retried.
+    "grpc.per_rpc_retry_buffer_size": 4 * _MIB,
+}
+"""gRPC's channel arguments, each overridable by its name."""
+
+
+def service_config(retry: RetryPolicy | None) -> str:
+    """gRPC's service config as JSON: round robin over all addresses, and the retries.
+
+    Retries stop when more than about one call in ten fails, so that they do not keep an
+    overloaded server down (gRFC A6, retry throttling).
+    """
+    config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
+    if retry is not None:
+        policy = {
+            "maxAttempts": retry.max_attempts,
+            "initialBackoff": f"{retry.initial_backoff_s:.6f}s",
+            "maxBackoff": f"{retry.max_backoff_s:.6f}s",
+            "backoffMultiplier": retry.backoff_multiplier,
+            "retryableStatusCodes": ["UNAVAILABLE"],
+        }
+        config["methodConfig"] = [{"name": [{}], "retryPolicy": policy}]
+        config["retryThrottling"] = {"maxTokens": 100, "tokenRatio": 0.1}
+    return json.dumps(config)
+
+
+def channel_options(
+    retry: RetryPolicy | None, overrides: Mapping[str, int | str] | None = None
+) -> list[tuple[str, int | str]]:
+    """Channel arguments for `grpc.insecure_channel` and its kin; `overrides` win."""
+    own: dict[str, int | str] = {
+        "grpc.enable_retries": int(retry is not None),
+        "grpc.service_config": service_config(retry),
+    }
+    return list({**DEFAULT_OPTIONS, **own, **(overrides or {})}.items())

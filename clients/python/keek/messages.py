@@ -1,0 +1,161 @@
+"""Requests and batches, made alike for the sync and the asyncio client."""
+
+import datetime as dt
+import uuid
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final, Generic, TypedDict, TypeVar
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from keek.v1.interaction_service_pb2 import (
+    Interaction,
+    InteractionKind,
+    RecordInteractionRequest,
+    RecordInteractionResponse,
+    RecordInteractionsRequest,
+)
+from keek.v1.video_service_pb2 import Video
+
+MAX_BATCH_ITEMS: Final = 1000
+"""What one message of interactions or videos may hold."""
+
+MAX_BATCH_BYTES: Final = 1 << 20
+"""Keeps a batch well under the 4 MiB that gRPC servers accept by default."""
+
+Item = TypeVar("Item", Interaction, Video)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An interaction that is durable now."""
+
+    event_id: str
+    created: bool
+    """False when an interaction with this event_id had been recorded before."""
+    in_feed: bool
+    """True when the next feed reflects it already."""
+
+
+class RecordOptions(TypedDict, total=False):
+    """What may be said about an interaction beside user, video and kind."""
+
+    event_id: str | None
+    """A UUID that the caller keeps, to repeat a failed call later; made anew when None."""
+    event_time: dt.datetime | None
+    """When it happened, with a time zone; None means when it is recorded."""
+    wait_for_feed: bool
+    """Answer only when the user's next feed reflects the interaction, or after a bounded wait."""
+    timeout_s: float | None
+
+
+def timestamp(time: dt.datetime) -> Timestamp:
+    """A protobuf timestamp.
+
+    Raises:
+        ValueError: `time` has no time zone; which moment it means is not known.
+    """
+    if time.tzinfo is None:
+        raise ValueError(f"{time.isoformat()} has no time zone")
+    message = Timestamp()
+    message.FromDatetime(time)
+    return message
+
+
+def interaction(
+    user_id: str,
+    video_id: str,
+    kind: InteractionKind.ValueType,
+    *,
+    event_id: str | None = None,
+    event_time: dt.datetime | None = None,
+) -> Interaction:
+    """One interaction, with a new `event_id` unless one is given."""
+    return Interaction(
+        event_id=event_id or str(uuid.uuid4()),
+        user_id=user_id,
+        video_id=video_id,
+        kind=kind,
+        event_time=None if event_time is None else timestamp(event_time),
+    )
+
+
+def recorded(request: RecordInteractionRequest, response: RecordInteractionResponse) -> Recorded:
+    """What the caller learns from an acknowledged interaction."""
+    return Recorded(request.interaction.event_id, response.created, response.in_feed)
+
+
+class Batcher(Generic[Item]):
+    """Cuts a sequence of messages into batches within both limits."""
+
+    def __init__(self) -> None:
+        self._batch: list[Item] = []
+        self._bytes = 0
+
+    def add(self, item: Item) -> list[Item] | None:
+        """Takes one message; gives the batch that it does not fit in any more."""
+        size = item.ByteSize()
+        full = len(self._batch) == MAX_BATCH_ITEMS or self._bytes + size > MAX_BATCH_BYTES
+        done = self.rest() if full else None
+        self._batch.append(item)
+        self._bytes += size
+        return done or None
+
+    def rest(self) -> list[Item]:
+        """What is left; empty when nothing is."""
+        batch, self._batch, self._bytes = self._batch, [], 0
+        return batch
+
+
+def batches(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Cuts `items` into batches of at most MAX_BATCH_ITEMS and about MAX_BATCH_BYTES."""
+    batcher = Batcher[Item]()
+    for item in items:
+        if done := batcher.add(item):
+            yield done
+    if rest := batcher.rest():
+        yield rest
+
+
+async def abatches(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[list[Item]]:
+    """As `batches`, from an async iterable as well."""
+    if not isinstance(items, AsyncIterable):
+        for batch in batches(items):
+            yield batch
+        return
+    batcher = Batcher[Item]()
+    async for item in items:
+        if done := batcher.add(item):
+            yield done
+    if rest := batcher.rest():
+        yield rest
+
+
+class Outgoing:
+    """The requests of one client stream; keeps what the caller's own iterable raises.
+
+    gRPC would log that and cancel the call, and the caller would never see it. Here the stream
+    just ends; whoever made the call raises `error` afterwards. What was sent until then may
+    have been stored, which is harmless.
+    """
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+
+    def requests(self, items: Iterable[Interaction]) -> Iterator[RecordInteractionsRequest]:
+        """One request a batch."""
+        try:
+            for batch in batches(items):
+                yield RecordInteractionsRequest(interactions=batch)
+        except Exception as error:  # noqa: BLE001 - any error of the caller's, handed back to the caller
+            self.error = error
+
+    async def arequests(
+        self, items: Iterable[Interaction] | AsyncIterable[Interaction]
+    ) -> AsyncIterator[RecordInteractionsRequest]:
+        """One request a batch."""
+        try:
+            async for batch in abatches(items):
+                yield RecordInteractionsRequest(interactions=batch)
+        except Exception as error:  # noqa: BLE001 - any error of the caller's, handed back to the caller
+            self.error = error

@@ -1,0 +1,49 @@
+"""A server with a release that was really trained, exported and published, once for all tests here."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from serving import Served, command
+
+import keek.aio
+from keek_server.app import open_app
+from keek_server.embedded import EmbeddedStack
+
+DATA = "synth:videos=600,users=300,interactions=15000,seed=5"
+
+
+@pytest.fixture(scope="session")
+async def published(stack: EmbeddedStack) -> EmbeddedStack:
+    """The stack after import, train, export and publish, each by its command."""
+    config = stack.settings.data_dir / "train.json"
+    # Compiling takes longer than the few steps of a small data set.
+    config.write_text('{"epochs": 2, "jit": false}')
+    for arguments in (
+        ("import", DATA),
+        ("train", "--run", "e2e", "--config", str(config)),
+        ("export", "--run", "e2e"),
+        ("publish", "--run", "e2e"),
+    ):
+        done = await asyncio.to_thread(command, stack, "keek-train", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return stack
+
+
+@pytest.fixture(scope="session")
+async def served(published: EmbeddedStack) -> AsyncIterator[Served]:
+    """A server of the published release; its projection has caught up with the log."""
+    settings = published.settings.model_copy(
+        update={
+            "listen": "127.0.0.1:0",
+            "source_deadline_s": 2.0,
+            "redis_deadline_s": 1.0,
+            "feed_deadline_s": 5.0,
+        }
+    )
+    async with open_app(settings) as app:
+        address = f"127.0.0.1:{app.port}"
+        async with keek.aio.Client(address) as client:
+            await asyncio.wait_for(app.live.wait(), 60)
+            assert await app.projector.wait_for(15_000, 60)
+            yield Served(published, app, client, address)

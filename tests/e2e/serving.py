@@ -1,0 +1,40 @@
+"""What the end-to-end tests share."""
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import keek.aio
+from keek_server.app import App
+from keek_server.embedded import EmbeddedStack
+
+BIN = Path(__file__).parents[2] / ".venv" / "bin"
+
+
+def command(
+    stack: EmbeddedStack, *arguments: str, timeout_s: float = 150
+) -> subprocess.CompletedProcess[str]:
+    """Runs one of Keek's commands against the stack, as an engineer would."""
+    variables = {
+        "KEEK_DATA_DIR": str(stack.settings.data_dir),
+        "KEEK_MODEL_REPOSITORY": str(stack.settings.model_repository),
+    }
+    return subprocess.run(
+        [BIN / arguments[0], *arguments[1:]],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+@dataclass
+class Served:
+    """The stack, a server on it, and a client of that server."""
+
+    stack: EmbeddedStack
+    app: App
+    client: keek.aio.Client
+    address: str

@@ -1,0 +1,59 @@
+"""The command `keek-train`."""
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+
+from pydantic import ValidationError
+
+from keek_server.errors import KeekError
+from keek_server.settings import Settings
+from keek_server.storage.database import open_database
+from keek_training import commands
+from keek_training.datasets import commands as data_commands
+
+
+def _import(arguments: argparse.Namespace, settings: Settings) -> int:
+    async def run() -> int:
+        async with open_database(settings) as database:
+            return await data_commands.run_import(arguments, database)
+
+    return asyncio.run(run())
+
+
+def _synth(arguments: argparse.Namespace, _settings: Settings) -> int:
+    return asyncio.run(data_commands.run_synth(arguments))
+
+
+_COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
+    "import": _import,
+    "synth": _synth,
+    "train": commands.run_train,
+    "export": commands.run_export,
+    "publish": commands.run_publish,
+    "demo": commands.run_demo,
+}
+
+
+def main() -> None:
+    """Entry point: 0 when all went well, 1 with one line on standard error when not."""
+    parser = argparse.ArgumentParser(prog="keek-train", description="Data, training and publishing for Keek.")
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    data_commands.add_arguments(subparsers)
+    commands.add_arguments(subparsers)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        sys.exit(_COMMANDS[arguments.command](arguments, Settings()))
+    except KeekError as error:
+        sys.exit(f"keek-train: {error}")
+    except ValidationError as error:
+        sys.exit(f"keek-train: settings: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Everything that shapes a training run; saved beside its result as config.json."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from keek_server.errors import SetupError
+from keek_server.interactions.kinds import InteractionKind
+
+Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TowerConfig(_Config):
+    """The shape of both towers: what is needed to build them again."""
+
+    history_length: Annotated[int, Field(ge=1, le=200)] = 50
+    """Interactions that the user tower reads, the newest of a history."""
+    blocks: Annotated[int, Field(ge=1, le=8)] = 2
+    """Causal attention blocks."""
+    heads: Count = 2
+    """Attention heads; must divide the 64 dimensions."""
+    feed_forward: Count = 128
+    """Width of the hidden layer of each block."""
+    dropout: Rate = 0.2
+    """Of the history's tokens and of each block's two branches."""
+    content_width: Count = 128
+    """Width of the hidden layer over owner, tags, duration and clip vector."""
+    owner_dimension: Count = 32
+    tag_dimension: Count = 32
+    clip_width: Count = 64
+    """What the clip vector is projected to."""
+    video_buckets: Count | None = None
+    """Rows of each of the two id tables; from the data when unset, as the next three."""
+    owner_buckets: Count | None = None
+    tag_buckets: Count | None = None
+    user_buckets: Count | None = None
+    id_dropout: Rate = 0.1
+    """How often a video's id is hidden in training, so that content alone serves new uploads."""
+    owner_dropout: Rate = 0.2
+    """How often a video's owner is hidden in training."""
+    user_dropout: Rate = 0.5
+    """How often a user's id is hidden in training, so that a history alone serves new users."""
+    normalise: bool = True
+    """Bring both vectors to length 1."""
+    longest_age_s: Annotated[float, Field(gt=0)] | None = None
+    """Ages beyond this count as this; the longest of the training data when unset, so that no
+    age is read that training never saw."""
+
+
+class TrainConfig(_Config):
+    """One training run."""
+
+    towers: TowerConfig = TowerConfig()
+    seed: int = 1
+    epochs: Count = 20
+    """The most passes over the data; early stopping ends sooner."""
+    patience: Count = 3
+    """Epochs without a better validation NDCG@10 before training stops."""
+    batch_size: Count = 128
+    """Windows of one user's history a step; each trains all its positions."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    """Peak of AdamW's rate: linear warm-up over a tenth of the first epoch, then a cosine."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """AdamW's, on matrices of layers; not on embeddings, biases and scales."""
+    kind_weights: dict[InteractionKind, Annotated[float, Field(ge=0)]] = {
+        InteractionKind.VIEW: 1.0,
+        InteractionKind.LIKE: 2.0,
+        InteractionKind.SAVE: 2.0,
+        InteractionKind.SHARE: 2.0,
+    }
+    """What a target weighs in the loss; a kind that is not named is never a target."""
+    full_softmax_below: Annotated[int, Field(ge=0)] = 20_000
+    """Catalogues up to this size are trained with the full softmax, larger ones with a sampled."""
+    negatives: Count = 4096
+    """Shared negatives a step of the sampled softmax."""
+    validation_users: Annotated[int, Field(ge=0)] = 2000
+    """Users whose last target is held out; 0 trains on everything, without early stopping."""
+    jit: bool = False
+    """Compile the training step with XLA: pays on an accelerator; on CPUs it costs half a minute
+    and gains nothing."""
+
+    @classmethod
+    def load(cls, path: Path) -> "TrainConfig":
+        """Reads a YAML or JSON file; what it leaves out keeps its default.
+
+        Raises:
+            SetupError: When it cannot be read, names an unknown field or breaks a bound.
+        """
+        try:
+            return cls.of(yaml.safe_load(path.read_text("utf-8")) or {}, str(path))
+        except (OSError, yaml.YAMLError) as error:
+            raise SetupError(f"cannot read the configuration {path}: {error}") from None
+
+    @classmethod
+    def of(cls, values: Any, name: str = "configuration") -> "TrainConfig":
+        """Checks a plain mapping; `name` stands in the message.
+
+        Raises:
+            SetupError: When it names an unknown field or breaks a bound.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            lines = [f"{'.'.join(map(str, e['loc'])) or name}: {e['msg']}" for e in error.errors()]
+            raise SetupError(f"{name} does not fit: {'; '.join(lines)}") from None
+
+    def dumps(self) -> str:
+        """As JSON that `load` reads."""
+        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"

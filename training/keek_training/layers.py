@@ -1,0 +1,191 @@
+"""The parts of the towers: hashed ids, ages, and attention that sees both.
+
+`keras.ops` alone, so that they run on every backend of Keras. They must convert to ONNX:
+no exact `gelu`, no `log1p`, and no tensor that is made while a layer is built and is not a
+weight, because it would become one more input of the model.
+"""
+
+# Keras has no type hints, so its classes are Any to mypy.
+# mypy: disable-error-code="misc"
+
+import math
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from keek_server.interactions.kinds import InteractionKind
+from keek_server.towers.contract import DIMENSION
+from keek_training.backend import Tensor, keras, ops
+
+KIND_COUNT: Final = max(InteractionKind) + 1
+"""Kinds of interaction, padding included."""
+
+_KNOTS_S: Final = (0.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0, 7 * 86400.0, 30 * 86400.0)
+_KNOTS: Final = [math.log(1 + knot) for knot in _KNOTS_S]
+# Brings the features to about the size of one: log(1 + a month) is 15.
+_AGE_SCALE: Final = 0.1
+_MASKED: Final = -1e9
+_FILTER_ROWS_PER_ID: Final = 8
+
+
+class HashEmbedding(keras.layers.Layer):
+    """Embeds ids that come as two hashes: the sum of a row from each of two tables.
+
+    Only ids that training knew are embedded, every other gives one learned vector: the
+    rows that a new id falls on belong to others. A Bloom filter in the weights remembers
+    the known ones; with eight bits an id it takes 1.4 % of the others for known.
+    """
+
+    def __init__(self, buckets: int, dimension: int, hide_rate: float, seed: int, name: str) -> None:
+        super().__init__(name=name)
+        self._buckets = buckets
+        self._dimension = dimension
+        self._hide_rate = hide_rate
+        self._filter_rows = buckets * _FILTER_ROWS_PER_ID
+        self._seeds = keras.random.SeedGenerator(seed)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Makes the tables. The rows begin at zero: one that no id trained adds nothing."""
+        shape = (self._buckets, self._dimension)
+        self.tables = [self.add_weight(shape=shape, initializer="zeros", name=f"table_{i}") for i in (0, 1)]
+        self.unknown = self.add_weight(shape=(self._dimension,), initializer="zeros", name="unknown")
+        self.known = [
+            self.add_weight(
+                shape=(self._filter_rows,),
+                initializer="zeros",
+                dtype="uint8",
+                trainable=False,
+                name=f"known_{i}",
+            )
+            for i in (0, 1)
+        ]
+        super().build(input_shape)
+
+    def remember(self, hashes: npt.NDArray[Any]) -> None:
+        """Takes the ids with these hashes, int32 [n, 2], for known; zeros never are."""
+        hashes = hashes[hashes[:, 0] > 0]
+        for column, weight in enumerate(self.known):
+            bits = np.zeros(self._filter_rows, np.uint8)
+            bits[hashes[:, column] % self._filter_rows] = 1
+            weight.assign(bits)
+
+    def call(self, hashes: Tensor, training: bool = False) -> Tensor:
+        """int32 [n, 2] to float32 [n, dimension]."""
+        first, second = hashes[:, 0], hashes[:, 1]
+        rows = [
+            ops.take(t, ops.mod(h, self._buckets), axis=0)
+            for t, h in zip(self.tables, (first, second), strict=True)
+        ]
+        bits = [
+            ops.take(k, ops.mod(h, self._filter_rows))
+            for k, h in zip(self.known, (first, second), strict=True)
+        ]
+        known = ops.cast(bits[0], "float32") * ops.cast(bits[1], "float32")
+        if training and self._hide_rate > 0:
+            draws = keras.random.uniform(ops.shape(known), seed=self._seeds)
+            known = known * ops.cast(draws >= self._hide_rate, "float32")
+        known = ops.expand_dims(known, -1)
+        return known * (rows[0] + rows[1]) + (1.0 - known) * self.unknown
+
+
+class AgeFeatures(keras.layers.Layer):
+    """Ages as piecewise linear functions of their logarithm, with knots from 10 s to a month.
+
+    Interpolation has no steps, unlike buckets, so that a rounding difference between two
+    runtimes stays one.
+    """
+
+    def __init__(self, longest_s: float, name: str) -> None:
+        super().__init__(name=name)
+        self._longest_s = longest_s
+
+    def call(self, ages_s: Tensor) -> Tensor:
+        """Seconds, any shape [...], to [..., 9]; below 0 counts as 0."""
+        logs = ops.log(1.0 + ops.clip(ages_s, 0.0, self._longest_s))
+        return _AGE_SCALE * ops.relu(ops.expand_dims(logs, -1) - ops.convert_to_tensor(_KNOTS, "float32"))
+
+
+class CausalAttention(keras.layers.Layer):
+    """Multi-head attention with learned biases of how far back and how long ago a key is.
+
+    The biases are relative to each query, so that a vector does not depend on where in a
+    window it was computed (as in HSTU: Zhai et al., "Actions Speak Louder than Words", 2024).
+    """
+
+    def __init__(self, heads: int, longest_distance: int, name: str) -> None:
+        super().__init__(name=name)
+        self._heads = heads
+        self._longest = longest_distance
+        self._query, self._key, self._value, self._out = (
+            keras.layers.Dense(DIMENSION, name=part) for part in ("query", "key", "value", "out")
+        )
+        self._age_bias = keras.layers.Dense(
+            heads, use_bias=False, kernel_initializer="zeros", name="age_bias"
+        )
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Makes the table of biases by distance."""
+        self.distance_bias = self.add_weight(
+            shape=(self._longest, self._heads), initializer="zeros", name="distance_bias"
+        )
+        super().build(input_shape)
+
+    def call(self, queries: Tensor, keys: Tensor, ages: Tensor, distances: Tensor, visible: Tensor) -> Tensor:
+        """Attends from q positions to k positions.
+
+        Args:
+            queries: [n, q, DIMENSION].
+            keys: [n, k, DIMENSION].
+            ages: [n, q, k, 9], from AgeFeatures.
+            distances: int32 [q, k].
+            visible: bool [n, q, k].
+        """
+        near = ops.clip(distances, 0, self._longest - 1)
+        bias = self._age_bias(ages) + ops.take(self.distance_bias, near, axis=0)
+        scores = ops.matmul(
+            self._split(self._query(queries)), ops.transpose(self._split(self._key(keys)), (0, 1, 3, 2))
+        )
+        scores = scores / math.sqrt(DIMENSION / self._heads) + ops.transpose(bias, (0, 3, 1, 2))
+        scores = ops.where(ops.expand_dims(visible, 1), scores, _MASKED)
+        mixed = ops.matmul(ops.softmax(scores, axis=-1), self._split(self._value(keys)))
+        merged = ops.reshape(ops.transpose(mixed, (0, 2, 1, 3)), (-1, ops.shape(queries)[1], DIMENSION))
+        return self._out(merged)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[n, length, DIMENSION] to [n, heads, length, DIMENSION / heads]."""
+        shape = (-1, ops.shape(x)[1], self._heads, DIMENSION // self._heads)
+        return ops.transpose(ops.reshape(x, shape), (0, 2, 1, 3))
+
+
+class Block(keras.layers.Layer):
+    """Attention, then a feed-forward part, each normalised before and added to what came in."""
+
+    def __init__(
+        self, heads: int, longest_distance: int, feed_forward: int, dropout: float, name: str
+    ) -> None:
+        super().__init__(name=name)
+        self._norms = [keras.layers.LayerNormalization(epsilon=1e-6, name=f"norm_{i}") for i in (0, 1)]
+        self._attention = CausalAttention(heads, longest_distance, name="attention")
+        self._inner = keras.layers.Dense(feed_forward, activation="silu", name="inner")
+        self._outer = keras.layers.Dense(DIMENSION, name="outer")
+        self._dropout = keras.layers.Dropout(dropout)
+
+    def call(
+        self,
+        x: Tensor,
+        ages: Tensor,
+        distances: Tensor,
+        visible: Tensor,
+        last_only: bool = False,
+        training: bool = False,
+    ) -> Tensor:
+        """[n, k, DIMENSION] to the same, or to [n, 1, DIMENSION] with `last_only`.
+
+        The other arguments are those of CausalAttention, for all k queries or the last.
+        """
+        keys = self._norms[0](x)
+        queries, x = (keys[:, -1:], x[:, -1:]) if last_only else (keys, x)
+        mixed = self._attention(queries, keys, ages, distances, visible)
+        x = x + self._dropout(mixed, training=training)
+        return x + self._dropout(self._outer(self._inner(self._norms[1](x))), training=training)

@@ -1,0 +1,119 @@
+"""Both towers under one loss: the softmax of each request's target among the videos."""
+
+# Keras has no type hints, so its classes are Any to mypy.
+# mypy: disable-error-code="misc"
+
+import math
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from keek_server.towers.features import Tensors
+from keek_training.backend import Tensor, keras, ops
+from keek_training.config import TowerConfig
+from keek_training.towers import UserTower, VideoTower
+
+_FIRST_TEMPERATURE: Final = 0.1
+_HIDDEN: Final = -1e9
+
+
+class TwoTowers(keras.Model):
+    """The towers as they train together; holds the catalogue's features on the device.
+
+    A batch is a dict (`keek_training.batches` makes it):
+
+        user            int32 [w, 2]      hashes
+        candidates      int32 [c]         rows in the catalogue whose vectors the step needs;
+                                          absent: the whole catalogue
+        videos          int32 [w, k]      the history, as positions in the candidates
+        kinds, ages_s   [w, k]            as in the contract
+        positions       int32 [p]         which of the w * k positions are trained
+        targets         int32 [p]         their targets, as positions in the candidates
+        weights         float32 [p]       of the targets; 0 pads
+        negatives       int32 [m]         as positions in the candidates; absent: all are
+        log_q           float32 [c]       log of how likely each candidate is drawn as a negative
+    """
+
+    def __init__(self, config: TowerConfig, features: Tensors, seed: int) -> None:
+        super().__init__(name="two_towers")
+        self.video_tower = VideoTower(config, seed)
+        self.user_tower = UserTower(config, seed + 100)
+        # Without any clip vector the tower is spared reading 512 zeros a video.
+        used = {name: values for name, values in features.items() if name != "clip_vector" or values.any()}
+        self._features = {name: self._constant(name, values) for name, values in used.items()}
+        self._log_scale = self.add_weight(
+            shape=(), initializer=keras.initializers.Constant(-math.log(_FIRST_TEMPERATURE)), name="log_scale"
+        )
+
+    def build(self, _input_shape: object) -> None:
+        """The towers build themselves at their first call."""
+        self.built = True
+
+    def call(self, batch: dict[str, Tensor], training: bool = False) -> Tensor:
+        """float32 [p]: the cross entropy of each target."""
+        vectors = self._candidate_vectors(batch, training)
+        own = ops.expand_dims(ops.cast(batch["kinds"] > 0, "float32"), -1)
+        users = self.user_tower.every_position(
+            {
+                "user": batch["user"],
+                "history_vectors": ops.take(vectors, batch["videos"], axis=0) * own,
+                "history_kinds": batch["kinds"],
+                "history_ages_s": batch["ages_s"],
+            },
+            training=training,
+        )
+        users = ops.reshape(users, (-1, ops.shape(users)[-1])) * ops.exp(self._log_scale)
+        users = ops.take(users, batch["positions"], axis=0)
+        if "negatives" in batch:
+            return _sampled_softmax(users, vectors, batch)
+        return _full_softmax(users, vectors, batch["targets"])
+
+    def compute_loss(
+        self,
+        x: dict[str, Tensor] | None = None,
+        y: Tensor | None = None,
+        y_pred: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+        training: bool = True,
+    ) -> Tensor:
+        """The weighted mean over the batch's targets."""
+        assert x is not None
+        return ops.sum(y_pred * x["weights"]) / ops.maximum(ops.sum(x["weights"]), 1e-6)
+
+    def _constant(self, name: str, values: npt.NDArray[np.generic]) -> Tensor:
+        weight = self.add_weight(
+            shape=values.shape, dtype=str(values.dtype), initializer="zeros", trainable=False, name=name
+        )
+        weight.assign(values)
+        return weight
+
+    def _candidate_vectors(self, batch: dict[str, Tensor], training: bool) -> Tensor:
+        features = dict(self._features)
+        if "candidates" in batch:
+            features = {
+                name: ops.take(weight, batch["candidates"], axis=0) for name, weight in features.items()
+            }
+        return self.video_tower(features, training=training)
+
+
+def _full_softmax(users: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
+    """Every video of the catalogue is a candidate."""
+    logits = ops.matmul(users, ops.transpose(vectors))
+    return ops.sparse_categorical_crossentropy(targets, logits, from_logits=True)
+
+
+def _sampled_softmax(users: Tensor, vectors: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Shared negatives, each logit less the log of how likely its video is drawn.
+
+    Without the correction popular videos, drawn often, would be held down (Bengio and
+    Senécal, "Adaptive importance sampling", 2008; Yi et al., "Sampling-bias-corrected
+    neural modeling", 2019).
+    """
+    targets, negatives, log_q = batch["targets"], batch["negatives"], batch["log_q"]
+    own = ops.sum(users * ops.take(vectors, targets, axis=0), axis=-1) - ops.take(log_q, targets)
+    others = ops.matmul(users, ops.transpose(ops.take(vectors, negatives, axis=0)))
+    others = others - ops.expand_dims(ops.take(log_q, negatives), 0)
+    is_target = ops.equal(ops.expand_dims(targets, 1), ops.expand_dims(negatives, 0))
+    others = ops.where(is_target, _HIDDEN, others)
+    return ops.logsumexp(ops.concatenate([ops.expand_dims(own, 1), others], axis=1), axis=-1) - own

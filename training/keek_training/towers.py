@@ -1,0 +1,146 @@
+"""The two towers: a video's features, and a user's history, each to one vector."""
+
+# Keras has no type hints, so its classes are Any to mypy.
+# mypy: disable-error-code="misc"
+
+from typing import Final
+
+from keek_server.towers.contract import CLIP_DIMENSION, DIMENSION
+from keek_training.backend import Tensor, keras, ops
+from keek_training.config import TowerConfig
+from keek_training.layers import KIND_COUNT, AgeFeatures, Block, HashEmbedding
+
+_DURATION_SCALE: Final = 0.2
+
+
+class VideoTower(keras.Model):
+    """id, owner, tags, duration and clip vector to one vector of length 1."""
+
+    def __init__(self, config: TowerConfig, seed: int) -> None:
+        super().__init__(name="video_tower")
+        assert config.video_buckets is not None
+        assert config.owner_buckets is not None
+        assert config.tag_buckets is not None
+        self.ids = HashEmbedding(config.video_buckets, DIMENSION, config.id_dropout, seed, "ids")
+        self.owners = HashEmbedding(
+            config.owner_buckets, config.owner_dimension, config.owner_dropout, seed + 1, "owners"
+        )
+        self._tag_buckets = config.tag_buckets
+        self._tags = keras.layers.Embedding(config.tag_buckets, config.tag_dimension, name="tags")
+        # Begins at zero: without clip vectors in training, one in serving changes nothing.
+        self._clip = keras.layers.Dense(
+            config.clip_width, kernel_initializer="zeros", use_bias=False, name="clip"
+        )
+        self._inner = keras.layers.Dense(config.content_width, activation="silu", name="inner")
+        self._outer = keras.layers.Dense(DIMENSION, name="outer")
+        self._norm = keras.layers.UnitNormalization(name="unit") if config.normalise else None
+
+    def call(self, inputs: dict[str, Tensor], training: bool = False) -> Tensor:
+        """The contract's tensors, [n, ...] each, to [n, DIMENSION]; clip_vector may be absent."""
+        content = ops.concatenate(
+            [
+                self.owners(inputs["owner"], training=training),
+                self._mean_tag(inputs["tags"]),
+                self._duration(inputs["duration_s"]),
+                self._pictures(inputs),
+            ],
+            axis=-1,
+        )
+        vector = self._outer(self._inner(content)) + self.ids(inputs["video"], training=training)
+        return self._norm(vector) if self._norm else vector
+
+    def _pictures(self, inputs: dict[str, Tensor]) -> Tensor:
+        """[n, clip_width]: the projected clip vector; zero for a video without one."""
+        if "clip_vector" in inputs:
+            return self._clip(ops.cast(inputs["clip_vector"], "float32"))
+        nothing = self._clip(ops.zeros((1, CLIP_DIMENSION)))
+        return ops.broadcast_to(nothing, (ops.shape(inputs["video"])[0], self._clip.units))
+
+    def _mean_tag(self, tags: Tensor) -> Tensor:
+        """int32 [n, tags] padded with zeros, to the mean over each row's own tags."""
+        own = ops.expand_dims(ops.cast(tags > 0, "float32"), -1)
+        summed = ops.sum(self._tags(ops.mod(tags, self._tag_buckets)) * own, axis=1)
+        return summed / ops.maximum(ops.sum(own, axis=1), 1.0)
+
+    def _duration(self, duration_s: Tensor) -> Tensor:
+        """[n, 1] to [n, 2]: its logarithm, and whether it is known."""
+        logs = _DURATION_SCALE * ops.log(1.0 + ops.maximum(duration_s, 0.0))
+        return ops.concatenate([logs, ops.cast(duration_s > 0, "float32")], axis=-1)
+
+
+class UserTower(keras.Model):
+    """A user's id and history to one vector of length 1.
+
+    `call` is what is served: the vector after the newest interaction. `every_position`
+    is what trains: the same for every position of a history, as if it ended there.
+    """
+
+    def __init__(self, config: TowerConfig, seed: int) -> None:
+        super().__init__(name="user_tower")
+        assert config.user_buckets is not None
+        assert config.longest_age_s is not None
+        self.ids = HashEmbedding(config.user_buckets, DIMENSION, config.user_dropout, seed, "ids")
+        self._ages = AgeFeatures(config.longest_age_s, "ages")
+        self._norm = keras.layers.LayerNormalization(epsilon=1e-6, name="norm_in")
+        self._vectors = keras.layers.Dense(
+            DIMENSION, use_bias=False, kernel_initializer="identity", name="vectors"
+        )
+        self._kind_scales = keras.layers.Embedding(
+            KIND_COUNT, DIMENSION, embeddings_initializer="ones", name="kind_scales"
+        )
+        self._kinds = keras.layers.Embedding(KIND_COUNT, DIMENSION, name="kinds")
+        self._gaps = keras.layers.Dense(DIMENSION, use_bias=False, name="gaps")
+        self._dropout = keras.layers.Dropout(config.dropout)
+        self._blocks = [
+            Block(config.heads, config.history_length, config.feed_forward, config.dropout, f"block_{i}")
+            for i in range(config.blocks)
+        ]
+        self._norm_out = keras.layers.LayerNormalization(epsilon=1e-6, name="norm_out")
+        self._out = keras.layers.Dense(DIMENSION, kernel_initializer="identity", name="out")
+        self._unit = keras.layers.UnitNormalization(name="unit") if config.normalise else None
+
+    def call(self, inputs: dict[str, Tensor], training: bool = False) -> Tensor:
+        """The contract's tensors, [n, ...] each, to [n, DIMENSION]."""
+        return self._encode(inputs, last_only=True, training=training)[:, 0]
+
+    def every_position(self, inputs: dict[str, Tensor], training: bool = False) -> Tensor:
+        """The contract's tensors, histories of k positions, to [n, k, DIMENSION].
+
+        The request of a position is the moment of the next one, and that of the last is
+        where all ages count from.
+        """
+        return self._encode(inputs, last_only=False, training=training)
+
+    def _encode(self, inputs: dict[str, Tensor], last_only: bool, training: bool) -> Tensor:
+        kinds, ages_s = inputs["history_kinds"], inputs["history_ages_s"]
+        # How long before the window's end each position's own request was.
+        requests_s = ops.concatenate([ages_s[:, 1:], ops.zeros_like(ages_s[:, :1])], axis=1)
+        x = self._tokens(inputs["history_vectors"], kinds, ages_s - requests_s, training)
+        pair_ages = self._ages(ops.expand_dims(ages_s, 1) - ops.expand_dims(requests_s, 2))
+        places = ops.arange(ops.shape(kinds)[1])
+        distances = ops.expand_dims(places, 1) - ops.expand_dims(places, 0)
+        visible = self._visible(kinds, distances)
+        for block in self._blocks:
+            if last_only and block is self._blocks[-1]:
+                pair_ages, distances, visible = pair_ages[:, -1:], distances[-1:], visible[:, -1:]
+                x = block(x, pair_ages, distances, visible, last_only=True, training=training)
+            else:
+                x = block(x, pair_ages, distances, visible, training=training)
+        user = ops.expand_dims(self.ids(inputs["user"], training=training), 1)
+        vectors = self._out(self._norm_out(x) + user)
+        return self._unit(vectors) if self._unit else vectors
+
+    def _tokens(self, vectors: Tensor, kinds: Tensor, gaps_s: Tensor, training: bool) -> Tensor:
+        """One token an interaction: the video as its kind scales it, the kind, the time until the next."""
+        x = self._vectors(self._norm(vectors)) * self._kind_scales(kinds)
+        x = x + self._kinds(kinds) + self._gaps(self._ages(gaps_s))
+        return self._dropout(x, training=training)
+
+    def _visible(self, kinds: Tensor, distances: Tensor) -> Tensor:
+        """bool [n, k, k]: a position sees itself and earlier ones that are no padding.
+
+        Padding sees itself too: the last position of an empty history is padding, and its
+        vector, trained where a user's first interaction is the target, must be finite.
+        """
+        earlier = ops.logical_and(distances > 0, ops.expand_dims(kinds > 0, 1))
+        return ops.logical_or(earlier, distances == 0)

@@ -1,0 +1,107 @@
+"""Trains both towers on a data set."""
+
+import logging
+import time
+from dataclasses import asdict
+from typing import Any, Final
+
+import numpy as np
+
+from keek_server.errors import SetupError
+from keek_server.towers.features import Float16Array
+from keek_training.backend import keras
+from keek_training.batches import Batches, Negatives
+from keek_training.config import TowerConfig, TrainConfig
+from keek_training.datasets.dataset import Dataset
+from keek_training.features import Catalogue, Float32Array, Sequences, catalogue_of, sequences_of
+from keek_training.fit import Trained, compile_model, fit
+from keek_training.model import TwoTowers
+from keek_training.validation import popular, quality, target_counts
+from keek_training.windows import split
+
+log = logging.getLogger(__name__)
+
+_FEWEST_BUCKETS: Final = 64
+# Beyond this the optimiser, which updates every row at every step, would take most of the time.
+_MOST_BUCKETS: Final = 1 << 16
+
+
+def train(dataset: Dataset, config: TrainConfig, clip_vectors: Float16Array | None = None) -> Trained:
+    """Trains until the validation no longer gets better, and keeps the best weights.
+
+    Args:
+        dataset: Videos and interactions.
+        config: Table sizes and the longest age are filled in from the data where unset.
+        clip_vectors: float16 [videos, CLIP_DIMENSION], a row a video of the data set.
+
+    Raises:
+        SetupError: When nobody did anything that could be a target.
+    """
+    started = time.monotonic()
+    keras.utils.set_random_seed(config.seed)
+    rng = np.random.default_rng(config.seed)
+    catalogue = catalogue_of(dataset, clip_vectors)
+    sequences = sequences_of(dataset, catalogue, config.kind_weights)
+    if not sequences.weights.any():
+        raise SetupError(f"{dataset.name} holds no interaction to train on, such as a view or a like")
+    towers = fitted_towers(config.towers, dataset, sequences)
+    config = config.model_copy(update={"towers": towers})
+    parts = split(sequences, towers.history_length, config.validation_users, rng)
+    counts = target_counts(sequences, parts.training, len(catalogue), towers.history_length)
+    batches = Batches(
+        sequences,
+        parts.training,
+        length=towers.history_length,
+        batch_size=config.batch_size,
+        negatives=Negatives(counts, config.negatives) if len(counts) > config.full_softmax_below else None,
+        rng=rng,
+    )
+    model = TwoTowers(towers, catalogue.features, config.seed)
+    model(next(iter(batches)))  # makes the weights
+    _remember(model, catalogue, sequences, counts)
+    compile_model(model, config, len(batches))
+    trained = Trained(config, model, catalogue, sequences, parts)
+    fit(trained, batches)
+    trained.metrics.update(_metrics(trained, counts), train_s=round(time.monotonic() - started, 1))
+    return trained
+
+
+def fitted_towers(towers: TowerConfig, dataset: Dataset, sequences: Sequences) -> TowerConfig:
+    """The configuration with what is left to the data: table sizes and the longest age."""
+    videos = dataset.videos
+    times_us = sequences.times_us
+    sizes = {
+        "video_buckets": _buckets(2 * videos.num_rows),
+        "owner_buckets": _buckets(2 * len(videos["owner_id"].unique())),
+        "tag_buckets": _buckets(8 * len(videos["tags"].combine_chunks().flatten().unique())),
+        "user_buckets": _buckets(len(sequences.user_ids)),
+        "longest_age_s": max(1.0, float(times_us.max() - times_us.min()) / 1e6),
+    }
+    return towers.model_copy(update={k: v for k, v in sizes.items() if getattr(towers, k) is None})
+
+
+def _buckets(wanted: int) -> int:
+    """The next power of two, within bounds."""
+    return min(max(1 << max(0, wanted - 1).bit_length(), _FEWEST_BUCKETS), _MOST_BUCKETS)
+
+
+def _remember(model: TwoTowers, catalogue: Catalogue, sequences: Sequences, counts: Float32Array) -> None:
+    """Tells the towers which ids training says something about."""
+    features = catalogue.features
+    model.video_tower.ids.remember(features["video"][counts > 0])
+    _, first, owned = np.unique(features["owner"][:, 0], return_index=True, return_counts=True)
+    # An owner of one video says nothing that the video's id does not, and would take over from it.
+    model.video_tower.owners.remember(features["owner"][first[owned > 1]])
+    model.user_tower.ids.remember(sequences.users)
+
+
+def _metrics(trained: Trained, counts: Float32Array) -> dict[str, Any]:
+    """What metrics.json says of the model, and of the popular list on the same requests."""
+    metrics: dict[str, Any] = {"steps_per_epoch": trained.steps}
+    if trained.best is None:
+        return metrics
+    baseline = quality(trained.sequences, trained.parts.validation, popular(counts))
+    metrics |= trained.best.validation | baseline.as_metrics("popular_")
+    metrics |= {"best_epoch": trained.best.epoch, "validation_users": len(trained.parts.validation)}
+    log.info("the best epoch: %s", asdict(trained.best))
+    return metrics

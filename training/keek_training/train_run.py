@@ -1,0 +1,39 @@
+"""Training as a run: from a data set to a folder that export and publish go on from."""
+
+from dataclasses import asdict
+
+from keek_training.config import TrainConfig
+from keek_training.datasets.dataset import Dataset
+from keek_training.plots import draw_learning_curves
+from keek_training.runs import Run
+from keek_training.train import train
+from keek_training.weights import save_weights
+
+
+def train_run(dataset: Dataset, config: TrainConfig, run: Run) -> dict[str, float]:
+    """Trains, and writes the run's configuration, weights, metrics and learning curves.
+
+    Returns:
+        The metrics. They are written last: a run without them was not trained to its end.
+
+    Raises:
+        SetupError: When the data set holds nothing to train on.
+    """
+    trained = train(dataset, config)
+    run.start()
+    with run.writing(run.config) as aside:
+        aside.write_text(trained.config.dumps(), "utf-8")
+    for tower in (trained.model.user_tower, trained.model.video_tower):
+        with run.writing(run.weights(tower.name)) as aside:
+            save_weights(tower, aside)
+    history = [asdict(epoch) for epoch in trained.history]
+    with run.writing(run.curves) as aside:
+        draw_learning_curves(history, aside)
+    metrics = trained.metrics | {
+        "data": dataset.name,
+        "videos": dataset.videos.num_rows,
+        "interactions": dataset.interactions.num_rows,
+        "epochs": len(history),
+    }
+    run.write_metrics(metrics, history)
+    return metrics
