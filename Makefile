@@ -56,7 +56,7 @@ test: setup ## all tests, against real servers
 bench: setup ## every benchmark, JSON to benchmarks/results/
 	@$(BIN)/python -m benchmarks.feed
 
-load-test: setup ## ghz against a fresh server (needs Go)
+load-test: setup ## ghz against the running server (needs Go)
 	@clients/ghz/run.sh
 
 lint: .venv/.ready proto-check ## ruff, mypy, import-linter, stubs without drift
@@ -87,7 +87,10 @@ lock: .venv/.ready ## new locks within the ranges of pyproject.toml
 	@$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 		--extra server --extra training --extra dev --constraint requirements/constraints.txt \
 		pyproject.toml --output-file requirements/dev.lock
-	@for name in triton uv; do $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header \
+	@for extra in server training; do $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header \
+		--no-annotate --no-emit-index-url --extra $$extra --constraint requirements/dev.lock pyproject.toml \
+		--output-file requirements/$$extra.lock; done
+	@for name in triton uv build; do $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header \
 		--no-emit-index-url requirements/$$name.in --output-file requirements/$$name.lock; done
 
 clean: ## everything that was made here

@@ -12,6 +12,7 @@ import uvloop
 from pydantic import ValidationError
 
 from keek_server.app import open_app
+from keek_server.console import log_to_stderr
 from keek_server.embedded.stack import EmbeddedStack
 from keek_server.errors import SetupError
 from keek_server.settings import Settings
@@ -52,9 +53,7 @@ def main() -> None:
     for name, command in _COMMANDS.items():
         commands.add_parser(name, help=(command.__doc__ or "").splitlines()[0])
     arguments = parser.parse_args()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    log_to_stderr()
     try:
         uvloop.run(_until_signal(_COMMANDS[arguments.command](Settings())))
     except SetupError as error:

@@ -193,13 +193,22 @@ async def test_health_is_per_service(served: Served) -> None:
 
 
 @pytest.mark.parametrize("package", ["grpc.reflection.v1", "grpc.reflection.v1alpha"])
-async def test_reflection_lists_the_services(served: Served, package: str) -> None:
+async def test_reflection_lists_the_services_and_finds_methods_as_ghz_does(
+    served: Served, package: str
+) -> None:
+    requests = [
+        reflection_pb2.ServerReflectionRequest(list_services=""),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="keek.v1.FeedService.ListFeed"),
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol="keek.v1.NoService"),
+    ]
     async with grpc.aio.insecure_channel(served.address) as channel:
         method = channel.stream_stream(
             f"/{package}.ServerReflection/ServerReflectionInfo",
             request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
             response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
         )
-        call = method(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
-        listed = {service.name async for r in call for service in r.list_services_response.service}
-    assert {"keek.v1.FeedService", "keek.v1.InteractionService", "grpc.health.v1.Health"} <= listed
+        listed, found, missing = [response async for response in method(iter(requests))]
+    names = {service.name for service in listed.list_services_response.service}
+    assert {"keek.v1.FeedService", "keek.v1.InteractionService", "grpc.health.v1.Health"} <= names
+    assert b"ListFeedRequest" in found.file_descriptor_response.file_descriptor_proto[0]
+    assert missing.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]

@@ -2,12 +2,12 @@
 
 import argparse
 import asyncio
-import logging
 import sys
 from collections.abc import Callable
 
 from pydantic import ValidationError
 
+from keek_server.console import log_to_stderr
 from keek_server.errors import KeekError
 from keek_server.settings import Settings
 from keek_server.storage.database import open_database
@@ -44,7 +44,7 @@ def main() -> None:
     data_commands.add_arguments(subparsers)
     commands.add_arguments(subparsers)
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    log_to_stderr()
     try:
         sys.exit(_COMMANDS[arguments.command](arguments, Settings()))
     except KeekError as error:

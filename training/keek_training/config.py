@@ -48,8 +48,6 @@ class TowerConfig(_Config):
     """How often a video's owner is hidden in training."""
     user_dropout: Rate = 0.5
     """How often a user's id is hidden in training, so that a history alone serves new users."""
-    normalise: bool = True
-    """Bring both vectors to length 1."""
     longest_age_s: Annotated[float, Field(gt=0)] | None = None
     """Ages beyond this count as this; the longest of the training data when unset, so that no
     age is read that training never saw."""

@@ -24,7 +24,7 @@ _WARM_UP_SHARE: Final = 0.1
 _LAST_RATE_SHARE: Final = 0.05
 _GRADIENT_NORM: Final = 1.0
 # Weight decay pulls towards zero what only some steps touch, and scales: not these.
-_NO_DECAY: Final = ("table", "unknown", "bias", "gamma", "beta", "embeddings", "log_scale")
+_NO_DECAY: Final = ("table", "unknown", "bias", "gamma", "beta", "embeddings")
 
 
 @dataclass(frozen=True, slots=True)

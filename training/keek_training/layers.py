@@ -46,9 +46,16 @@ class HashEmbedding(keras.layers.Layer):
         self._seeds = keras.random.SeedGenerator(seed)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Makes the tables. The rows begin at zero: one that no id trained adds nothing."""
+        """Makes the tables and the filter."""
         shape = (self._buckets, self._dimension)
-        self.tables = [self.add_weight(shape=shape, initializer="zeros", name=f"table_{i}") for i in (0, 1)]
+        self.tables = [
+            self.add_weight(
+                shape=shape,
+                initializer=keras.initializers.RandomNormal(stddev=0.02, seed=i),
+                name=f"table_{i}",
+            )
+            for i in (0, 1)
+        ]
         self.unknown = self.add_weight(shape=(self._dimension,), initializer="zeros", name="unknown")
         self.known = [
             self.add_weight(

@@ -3,7 +3,6 @@
 # Keras has no type hints, so its classes are Any to mypy.
 # mypy: disable-error-code="misc"
 
-import math
 from typing import Final
 
 import numpy as np
@@ -14,7 +13,6 @@ from keek_training.backend import Tensor, keras, ops
 from keek_training.config import TowerConfig
 from keek_training.towers import UserTower, VideoTower
 
-_FIRST_TEMPERATURE: Final = 0.1
 _HIDDEN: Final = -1e9
 
 
@@ -42,9 +40,6 @@ class TwoTowers(keras.Model):
         # Without any clip vector the tower is spared reading 512 zeros a video.
         used = {name: values for name, values in features.items() if name != "clip_vector" or values.any()}
         self._features = {name: self._constant(name, values) for name, values in used.items()}
-        self._log_scale = self.add_weight(
-            shape=(), initializer=keras.initializers.Constant(-math.log(_FIRST_TEMPERATURE)), name="log_scale"
-        )
 
     def build(self, _input_shape: object) -> None:
         """The towers build themselves at their first call."""
@@ -63,7 +58,7 @@ class TwoTowers(keras.Model):
             },
             training=training,
         )
-        users = ops.reshape(users, (-1, ops.shape(users)[-1])) * ops.exp(self._log_scale)
+        users = ops.reshape(users, (-1, ops.shape(users)[-1]))
         users = ops.take(users, batch["positions"], axis=0)
         if "negatives" in batch:
             return _sampled_softmax(users, vectors, batch)

@@ -14,7 +14,7 @@ _DURATION_SCALE: Final = 0.2
 
 
 class VideoTower(keras.Model):
-    """id, owner, tags, duration and clip vector to one vector of length 1."""
+    """id, owner, tags, duration and clip vector to one vector."""
 
     def __init__(self, config: TowerConfig, seed: int) -> None:
         super().__init__(name="video_tower")
@@ -33,7 +33,6 @@ class VideoTower(keras.Model):
         )
         self._inner = keras.layers.Dense(config.content_width, activation="silu", name="inner")
         self._outer = keras.layers.Dense(DIMENSION, name="outer")
-        self._norm = keras.layers.UnitNormalization(name="unit") if config.normalise else None
 
     def call(self, inputs: dict[str, Tensor], training: bool = False) -> Tensor:
         """The contract's tensors, [n, ...] each, to [n, DIMENSION]; clip_vector may be absent."""
@@ -46,8 +45,7 @@ class VideoTower(keras.Model):
             ],
             axis=-1,
         )
-        vector = self._outer(self._inner(content)) + self.ids(inputs["video"], training=training)
-        return self._norm(vector) if self._norm else vector
+        return self._outer(self._inner(content)) + self.ids(inputs["video"], training=training)
 
     def _pictures(self, inputs: dict[str, Tensor]) -> Tensor:
         """[n, clip_width]: the projected clip vector; zero for a video without one."""
@@ -69,7 +67,7 @@ class VideoTower(keras.Model):
 
 
 class UserTower(keras.Model):
-    """A user's id and history to one vector of length 1.
+    """A user's id and history to one vector.
 
     `call` is what is served: the vector after the newest interaction. `every_position`
     is what trains: the same for every position of a history, as if it ended there.
@@ -97,7 +95,6 @@ class UserTower(keras.Model):
         ]
         self._norm_out = keras.layers.LayerNormalization(epsilon=1e-6, name="norm_out")
         self._out = keras.layers.Dense(DIMENSION, kernel_initializer="identity", name="out")
-        self._unit = keras.layers.UnitNormalization(name="unit") if config.normalise else None
 
     def call(self, inputs: dict[str, Tensor], training: bool = False) -> Tensor:
         """The contract's tensors, [n, ...] each, to [n, DIMENSION]."""
@@ -127,8 +124,7 @@ class UserTower(keras.Model):
             else:
                 x = block(x, pair_ages, distances, visible, training=training)
         user = ops.expand_dims(self.ids(inputs["user"], training=training), 1)
-        vectors = self._out(self._norm_out(x) + user)
-        return self._unit(vectors) if self._unit else vectors
+        return self._out(self._norm_out(x) + user)
 
     def _tokens(self, vectors: Tensor, kinds: Tensor, gaps_s: Tensor, training: bool) -> Tensor:
         """One token an interaction: the video as its kind scales it, the kind, the time until the next."""

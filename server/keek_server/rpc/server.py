@@ -1,11 +1,9 @@
 """The gRPC server: services, guard, health, reflection."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from keek.v1 import (
     feed_service_pb2,
@@ -20,6 +18,7 @@ from keek.v1 import (
 from keek_server.rpc.feed import FeedServicer
 from keek_server.rpc.guard import GuardInterceptor
 from keek_server.rpc.interactions import InteractionServicer
+from keek_server.rpc.reflection import add_reflection
 from keek_server.rpc.rules import RuleChecker
 from keek_server.rpc.trending import TrendingServicer
 from keek_server.rpc.videos import VideoServicer
@@ -29,8 +28,6 @@ INTERACTION = interaction_service_pb2.DESCRIPTOR.services_by_name["InteractionSe
 VIDEO = video_service_pb2.DESCRIPTOR.services_by_name["VideoService"].full_name
 TRENDING = trending_service_pb2.DESCRIPTOR.services_by_name["TrendingService"].full_name
 SERVICES = (FEED, INTERACTION, VIDEO, TRENDING)
-
-_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 _MAX_MESSAGE_BYTES = 16 * 2**20
 _OPTIONS = (
@@ -73,19 +70,5 @@ def build_server(
     video_service_pb2_grpc.add_VideoServiceServicer_to_server(videos, server)
     trending_service_pb2_grpc.add_TrendingServiceServicer_to_server(trending, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_.servicer, server)
-    _add_reflection(server)
+    add_reflection(server, (*SERVICES, health.SERVICE_NAME))
     return server
-
-
-def _add_reflection(server: grpc.aio.Server) -> None:
-    names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME, _REFLECTION_V1)
-    reflection.enable_server_reflection(names, server)
-    # The package knows v1alpha alone; v1 has the same messages under another service name.
-    servicer: Any = reflection.aio.ReflectionServicer(names)
-    method = grpc.stream_stream_rpc_method_handler(
-        servicer.ServerReflectionInfo,
-        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-    )
-    handlers = {"ServerReflectionInfo": method}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_REFLECTION_V1, handlers),))
