@@ -90,19 +90,18 @@ class Negatives:
     """Negatives that all targets of a step share, half drawn evenly, half as targets occur."""
 
     def __init__(self, targets_by_video: Float32Array, count: int) -> None:
-        """`targets_by_video`: [videos], how often each is a target; `count`: draws a step."""
+        """`targets_by_video`: [videos], how often each is a target, not all 0; `count`: draws a step."""
         videos = len(targets_by_video)
-        share = targets_by_video / max(1.0, float(targets_by_video.sum()))
-        self._probabilities = 0.5 / videos + 0.5 * share if share.any() else np.full(videos, 1 / videos)
-        self._cumulated = np.cumsum(self._probabilities)
-        self._log_q = np.log(self._probabilities).astype(np.float32)
+        probabilities = 0.5 / videos + 0.5 * targets_by_video / float(targets_by_video.sum())
+        self._cumulated = np.cumsum(probabilities)
+        self._log_expected = np.log(count * probabilities).astype(np.float32)
         self._count = count
 
     def add_to(self, batch: Tensors, rng: np.random.Generator) -> Tensors:
         """The batch with candidates: the videos in it and the negatives, each once."""
         drawn = self._draw(rng)
         parts = (batch["videos"].ravel(), batch["targets"], drawn)
-        room = min(sum(len(part) for part in parts), len(self._log_q))
+        room = min(sum(len(part) for part in parts), len(self._cumulated))
         candidates, places = np.unique(np.concatenate(parts), return_inverse=True)
         places = places.astype(np.int32)
         candidates = np.pad(candidates, (0, room - len(candidates))).astype(np.int32)
@@ -112,10 +111,10 @@ class Negatives:
             "videos": history.reshape(batch["videos"].shape),
             "targets": targets,
             "negatives": negatives,
-            "log_q": self._log_q[candidates],
+            "log_expected": self._log_expected[drawn],
         }
 
     def _draw(self, rng: np.random.Generator) -> Int32Array:
         draws = rng.random(self._count) * self._cumulated[-1]
         found: Int32Array = np.searchsorted(self._cumulated, draws).astype(np.int32)
-        return np.minimum(found, len(self._log_q) - 1, dtype=np.int32)
+        return np.minimum(found, len(self._cumulated) - 1, dtype=np.int32)

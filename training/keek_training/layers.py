@@ -26,7 +26,8 @@ _KNOTS: Final = [math.log(1 + knot) for knot in _KNOTS_S]
 # Brings the features to about the size of one: log(1 + a month) is 15.
 _AGE_SCALE: Final = 0.1
 _MASKED: Final = -1e9
-_FILTER_ROWS_PER_ID: Final = 8
+_FILTER_ROWS_PER_BUCKET: Final = 8
+_FIRST_SPREAD: Final = 0.02
 
 
 class HashEmbedding(keras.layers.Layer):
@@ -42,7 +43,7 @@ class HashEmbedding(keras.layers.Layer):
         self._buckets = buckets
         self._dimension = dimension
         self._hide_rate = hide_rate
-        self._filter_rows = buckets * _FILTER_ROWS_PER_ID
+        self._filter_rows = buckets * _FILTER_ROWS_PER_BUCKET
         self._seeds = keras.random.SeedGenerator(seed)
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
@@ -51,7 +52,7 @@ class HashEmbedding(keras.layers.Layer):
         self.tables = [
             self.add_weight(
                 shape=shape,
-                initializer=keras.initializers.RandomNormal(stddev=0.02, seed=i),
+                initializer=keras.initializers.RandomNormal(stddev=_FIRST_SPREAD, seed=i),
                 name=f"table_{i}",
             )
             for i in (0, 1)
@@ -70,11 +71,11 @@ class HashEmbedding(keras.layers.Layer):
         super().build(input_shape)
 
     def remember(self, hashes: npt.NDArray[Any]) -> None:
-        """Takes the ids with these hashes, int32 [n, 2], for known; zeros never are."""
-        hashes = hashes[hashes[:, 0] > 0]
+        """Takes the ids with these hashes, int32 [n, 2], for known; the empty id, zeros, never is."""
         for column, weight in enumerate(self.known):
             bits = np.zeros(self._filter_rows, np.uint8)
             bits[hashes[:, column] % self._filter_rows] = 1
+            bits[0] = 0
             weight.assign(bits)
 
     def call(self, hashes: Tensor, training: bool = False) -> Tensor:

@@ -30,7 +30,7 @@ class TwoTowers(keras.Model):
         targets         int32 [p]         their targets, as positions in the candidates
         weights         float32 [p]       of the targets; 0 pads
         negatives       int32 [m]         as positions in the candidates; absent: all are
-        log_q           float32 [c]       log of how likely each candidate is drawn as a negative
+        log_expected    float32 [m]       log of how often each is expected among the negatives
     """
 
     def __init__(self, config: TowerConfig, features: Tensors, seed: int) -> None:
@@ -99,16 +99,17 @@ def _full_softmax(users: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
 
 
 def _sampled_softmax(users: Tensor, vectors: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """Shared negatives, each logit less the log of how likely its video is drawn.
+    """The full softmax, its sum over the other videos estimated from shared negatives.
 
-    Without the correction popular videos, drawn often, would be held down (Bengio and
-    Senécal, "Adaptive importance sampling", 2008; Yi et al., "Sampling-bias-corrected
-    neural modeling", 2019).
+    Each negative stands for 1 / (how often it is expected among them) videos: without this
+    correction popular videos, drawn often, would be held down. The target itself is no
+    sample and is not corrected (Bengio and Senécal, "Adaptive importance sampling to
+    accelerate training of a neural probabilistic language model", 2008).
     """
-    targets, negatives, log_q = batch["targets"], batch["negatives"], batch["log_q"]
-    own = ops.sum(users * ops.take(vectors, targets, axis=0), axis=-1) - ops.take(log_q, targets)
+    targets, negatives = batch["targets"], batch["negatives"]
+    own = ops.sum(users * ops.take(vectors, targets, axis=0), axis=-1)
     others = ops.matmul(users, ops.transpose(ops.take(vectors, negatives, axis=0)))
-    others = others - ops.expand_dims(ops.take(log_q, negatives), 0)
+    others = others - ops.expand_dims(batch["log_expected"], 0)
     is_target = ops.equal(ops.expand_dims(targets, 1), ops.expand_dims(negatives, 0))
     others = ops.where(is_target, _HIDDEN, others)
     return ops.logsumexp(ops.concatenate([ops.expand_dims(own, 1), others], axis=1), axis=-1) - own

@@ -57,7 +57,9 @@ class Corpus:
     def open(cls, folder: Path) -> "Corpus":
         """Maps what `save` wrote."""
         names = (_VECTORS, _OWNERS, _POPULAR, _POPULARITY)
-        return cls(IdTable.open(folder), *(np.load(folder / name, mmap_mode="r") for name in names))
+        return cls(
+            IdTable.open(folder), *(np.asarray(np.load(folder / name, mmap_mode="r")) for name in names)
+        )
 
 
 @dataclass(frozen=True, slots=True)
