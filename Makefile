@@ -44,8 +44,8 @@ repository:
 		test -f "$$target/config.pbtxt" || { mkdir -p "$$target" && cp "$$config" "$$target/"; }; \
 	done
 
-demo: setup repository ## the main job, end to end: train, publish, serve, stream, like (DATA=kuairand:DIR for real data)
-	@$(BIN)/keek-train demo --data $(DATA)
+demo: setup repository ## the main job, end to end: train, publish, serve, stream, like (DATA=kuairand:DIR EPOCHS=3 for real data, sooner)
+	@$(BIN)/keek-train demo --data $(DATA) $(if $(EPOCHS),--epochs $(EPOCHS))
 
 run: setup repository ## the server with its embedded Triton and Redis, until Ctrl-C
 	@$(BIN)/keek-server up

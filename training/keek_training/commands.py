@@ -29,6 +29,7 @@ def add_arguments(subparsers: Subparsers) -> None:
     publish.add_argument("--run", default="latest", help="name of the run (default: latest)")
     demo = subparsers.add_parser("demo", help="the whole path, shown")
     demo.add_argument("--data", default="synth", help="a data set as for import (default: synth)")
+    demo.add_argument("--epochs", type=int, help="the most passes over the data in training")
     demo.add_argument("--output", type=Path, default=Path("var/demo.json"), help="what it showed, as JSON")
 
 
@@ -74,7 +75,7 @@ def run_demo(arguments: argparse.Namespace, settings: Settings) -> int:
     """Shows the whole path; 1 when something that should happen did not."""
     from keek_training.demo.demo import demo
 
-    return demo(arguments.data, settings, arguments.output)
+    return demo(arguments.data, settings, arguments.output, epochs=arguments.epochs)
 
 
 async def _read_log(settings: Settings) -> Dataset:

@@ -58,12 +58,13 @@ class TrainConfig(_Config):
 
     towers: TowerConfig = TowerConfig()
     seed: int = 1
-    epochs: Count = 20
+    epochs: Count = 6
     """The most passes over the data; early stopping ends sooner."""
     patience: Count = 3
     """Epochs without a better validation NDCG@10 before training stops."""
-    batch_size: Count = 128
-    """Windows of one user's history a step; each trains all its positions."""
+    batch_size: Count | None = None
+    """Windows of one user's history a step; each trains all its positions. From the data when
+    unset: 32 to 128, so that an epoch of little data has steps enough."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     """Peak of AdamW's rate: linear warm-up over a tenth of the first epoch, then a cosine."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01

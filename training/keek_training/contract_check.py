@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from onnx import helper
 
 from keek_server.errors import SetupError
@@ -18,7 +19,7 @@ def check_contract(path: Path, contract: TowerContract) -> None:
     """
     try:
         graph = onnx.load(str(path), load_external_data=False).graph
-    except (OSError, ValueError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
+    except (OSError, ValueError, DecodeError) as error:
         raise SetupError(f"{path} is no ONNX model: {error}") from error
     weights = {weight.name for weight in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]

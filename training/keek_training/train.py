@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 _FEWEST_BUCKETS: Final = 64
 # Beyond this the optimiser, which updates every row at every step, would take most of the time.
 _MOST_BUCKETS: Final = 1 << 16
+_STEPS_WANTED: Final = 256
+_SMALLEST_BATCH: Final = 32
+_LARGEST_BATCH: Final = 128
 
 
 def train(dataset: Dataset, config: TrainConfig, clip_vectors: Float16Array | None = None) -> Trained:
@@ -52,7 +55,7 @@ def train(dataset: Dataset, config: TrainConfig, clip_vectors: Float16Array | No
         sequences,
         parts.training,
         length=towers.history_length,
-        batch_size=config.batch_size,
+        batch_size=config.batch_size or _batch_size(len(parts.training)),
         negatives=Negatives(counts, config.negatives) if len(counts) > config.full_softmax_below else None,
         rng=rng,
     )
@@ -83,6 +86,10 @@ def fitted_towers(towers: TowerConfig, dataset: Dataset, sequences: Sequences) -
 def _buckets(wanted: int) -> int:
     """The next power of two, within bounds."""
     return min(max(1 << max(0, wanted - 1).bit_length(), _FEWEST_BUCKETS), _MOST_BUCKETS)
+
+
+def _batch_size(windows: int) -> int:
+    return min(max(windows // _STEPS_WANTED, _SMALLEST_BATCH), _LARGEST_BATCH)
 
 
 def _remember(model: TwoTowers, catalogue: Catalogue, sequences: Sequences, counts: Float32Array) -> None:

@@ -29,18 +29,19 @@ _USERS = 50
 _NEEDED = ("like_changed_next_feed", "viral_video_reached_other_user")
 
 
-def demo(data: str, settings: Settings, output: Path) -> int:
+def demo(data: str, settings: Settings, output: Path, *, epochs: int | None = None) -> int:
     """Imports, trains, exports, publishes, serves; shows feeds; writes what happened to `output`.
 
     Returns:
         The exit code: 0 when everything that should happen did.
     """
     scenes = []
+    bound = ("--epochs", str(epochs)) if epochs else ()
     facts: dict[str, object] = {"data": data}
     seconds = {"import": run_command("keek-train", "import", data)}
     facts |= asyncio.run(_counts(settings))
     with running_server(settings.data_dir / "logs" / "server.log", timeout_s=_UP_S) as address:
-        seconds["train"] = run_command("keek-train", "train", "--run", _RUN)
+        seconds["train"] = run_command("keek-train", "train", "--run", _RUN, *bound)
         seconds["export"] = run_command("keek-train", "export", "--run", _RUN)
         seconds["publish"] = run_command("keek-train", "publish", "--run", _RUN)
         facts["triton_version"] = asyncio.run(_triton_version(settings))
