@@ -53,7 +53,7 @@ run: setup repository ## the server with its embedded Triton and Redis, until Ct
 test: setup ## all tests, against real servers
 	@$(BIN)/pytest
 
-bench: setup ## every benchmark, JSON to benchmarks/results/
+bench: setup ## the benchmarks, on the release that the demo published; JSON to benchmarks/results/
 	@$(BIN)/python -m benchmarks.feed
 
 load-test: setup ## ghz against the running server (needs Go)

@@ -9,11 +9,12 @@ import sqlalchemy as sa
 import keek
 from keek_server.embedded import read_running_stack
 from keek_server.errors import SetupError
+from keek_server.releases.registry import ReleaseRegistry
 from keek_server.settings import Settings
 from keek_server.storage.database import open_database
 from keek_server.storage.tables import interactions, videos
 from keek_server.towers.client import open_towers
-from keek_training.demo.processes import run_command, running_server, wait_until_serving
+from keek_training.demo.processes import run_command, running_server, wait_for_release
 from keek_training.demo.scenes import (
     Scene,
     like_and_look_again,
@@ -48,8 +49,9 @@ def demo(data: str, settings: Settings, output: Path, *, epochs: int | None = No
         scenes += [Scene(f"keek-train {name}", "", took_s * 1000) for name, took_s in seconds.items()]
         users = asyncio.run(_active_users(settings))
         with keek.Client(address) as client:
-            waited_s = wait_until_serving(client, "keek.v1.FeedService", timeout_s=_PUBLISHED_S)
-            scenes.append(Scene("server takes the release over", "SERVING", waited_s * 1000))
+            release_id = asyncio.run(_active_release(settings))
+            waited_s = wait_for_release(client, release_id, timeout_s=_PUBLISHED_S)
+            scenes.append(Scene("server takes the release over", release_id, waited_s * 1000))
             scenes.append(stream_a_feed(client, users[0]))
             scenes.append(like_and_look_again(client, users[1]))
             scenes.append(make_a_video_viral(client, users[3:], users[2]))
@@ -86,6 +88,11 @@ async def _active_users(settings: Settings) -> list[str]:
     if len(found) < _USERS:
         raise SetupError(f"the data has {len(found)} users with ten interactions; {_USERS} are needed")
     return found
+
+
+async def _active_release(settings: Settings) -> str:
+    async with open_database(settings) as database:
+        return await ReleaseRegistry(database).active() or ""
 
 
 async def _triton_version(settings: Settings) -> str:

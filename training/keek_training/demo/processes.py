@@ -79,6 +79,21 @@ def wait_until_serving(client: keek.Client, service: str, *, timeout_s: float) -
     raise SetupError(f"{service} does not serve after {timeout_s:g} s")
 
 
+def wait_for_release(client: keek.Client, release_id: str, *, timeout_s: float) -> float:
+    """Waits until feeds come from this release; returns the seconds it took.
+
+    Raises:
+        SetupError: When they do not in time.
+    """
+    waited_s = wait_until_serving(client, "keek.v1.FeedService", timeout_s=timeout_s)
+    started = time.perf_counter()
+    while client.list_feed("u1").release_id != release_id:
+        if time.perf_counter() - started > timeout_s:
+            raise SetupError(f"the server has not taken release {release_id} over after {timeout_s:g} s")
+        time.sleep(_POLL_S)
+    return waited_s + time.perf_counter() - started
+
+
 def _wait_until_up(server: subprocess.Popen[bytes], address: str, log: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     with keek.Client(address) as client:
