@@ -118,11 +118,11 @@ def fill(sequences: Sequences, windows: Windows, length: int) -> Filled:
     """The tensors of the windows, as `keek_server.towers.features.user_features` fills them."""
     rows = windows.ends[:, None] - np.arange(length, 0, -1)
     own = rows >= windows.starts[:, None]
-    after = np.maximum(rows + 1, 0)
-    rows = np.maximum(rows, 0)
+    after = rows + 1
     # The position before a user's first interaction is a request too: with an empty history.
     trained = (after > windows.trained_after[:, None]) & (after <= windows.ends[:, None])
     trained &= after >= windows.starts[:, None]
+    rows, after = np.maximum(rows, 0), np.maximum(after, 0)
     ages_us = sequences.times_us[windows.ends][:, None] - sequences.times_us[rows]
     return Filled(
         users=sequences.users[windows.users],
