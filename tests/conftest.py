@@ -1,5 +1,6 @@
-"""Fixtures that several test files share: the embedded stack, started once for all of them."""
+"""Fixtures that several test files share: the embedded servers, started once for all of them."""
 
+import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from keek_server.embedded import EmbeddedStack
+from keek_server.embedded.postgres import EmbeddedPostgres, running_postgres
 from keek_server.settings import Settings
 
 ROOT = Path(__file__).parent.parent
@@ -67,3 +69,24 @@ def stack_settings() -> Iterator[Settings]:
     """Settings for a stack that one test starts by itself, and may break."""
     with tempfile.TemporaryDirectory(prefix="keek-") as directory:
         yield embedded_settings(Path(directory))
+
+
+@pytest.fixture(scope="session")
+async def postgres() -> AsyncIterator[EmbeddedPostgres]:
+    """A running PostgreSQL for all tests. It fails, and does not skip, when there is none."""
+    async with running_postgres(ready_timeout_s=STARTUP_TIMEOUT_S) as process:
+        yield process.service
+
+
+@pytest.fixture
+async def postgres_url(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
+    """SQLAlchemy URL of a new, empty PostgreSQL database, for one test."""
+    name = f"test_{secrets.token_hex(8)}"
+    connection = await postgres.connect()
+    try:
+        await connection.execute(f"CREATE DATABASE {name}")
+        yield postgres.url_of(name)
+        # By force: a test that failed may have left connections open.
+        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    finally:
+        await connection.close()

@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -71,6 +72,7 @@ class SupervisedProcess(Generic[ServiceT]):
         self._ready_timeout_s = ready_timeout_s
         self._on_restart = on_restart
         self._process: subprocess.Popen[bytes] | None = None
+        self._stop_signal = signal.SIGTERM
         self._supervisor: asyncio.Task[None] | None = None
 
     @property
@@ -121,7 +123,9 @@ class SupervisedProcess(Generic[ServiceT]):
             "set": {**command.set, procfs.MARK: self._mark},
             "prepend": command.prepend,
             "drop": command.drop,
+            "user": command.user and [command.user.uid, command.user.gid],
         }
+        self._stop_signal = command.stop_signal
         launcher = [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), json.dumps(changes)]
         with self._log_path.open("ab") as log:
             self._process = subprocess.Popen(
@@ -207,7 +211,7 @@ class SupervisedProcess(Generic[ServiceT]):
     async def _terminate(self) -> None:
         if self._process is None or self._process.poll() is not None:
             return
-        self._process.terminate()
+        self._process.send_signal(self._stop_signal)
         try:
             async with asyncio.timeout(self.service.stop_grace_s):
                 await self._exit()

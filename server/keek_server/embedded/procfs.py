@@ -14,6 +14,10 @@ PROC = Path("/proc")
 MARK = "KEEK_EMBEDDED"
 """Environment variable that marks the processes of an embedded stack; descendants inherit it.
 Its value is the stack's random mark, a dash and the service's name."""
+_MARKED_ARGUMENTS = ("cluster_name=", "postgres: ")
+"""What the mark follows in the command lines of PostgreSQL's processes: of the first process,
+and of its children, which write a title over their environment. Command lines are also open to
+a root without CAP_SYS_PTRACE, as in a container; other users' environments are not."""
 
 _KILL_TIMEOUT_S = 5.0
 
@@ -98,12 +102,18 @@ def _pids() -> Iterator[int]:
 
 
 def _carries(pid: int, mark: str) -> bool:
+    entry = f"{MARK}={mark}"
+    arguments = tuple(f"{before}{entry}".encode() for before in _MARKED_ARGUMENTS)
+    return _any_starts(pid, "environ", entry.encode()) or _any_starts(pid, "cmdline", *arguments)
+
+
+def _any_starts(pid: int, file: str, *prefixes: bytes) -> bool:
+    """Whether one of the strings in a file of /proc/PID begins with one of these."""
     try:
-        environment = (PROC / str(pid) / "environ").read_bytes()
+        strings = (PROC / str(pid) / file).read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return False
-    wanted = f"{MARK}={mark}".encode()
-    return any(entry.startswith(wanted) for entry in environment.split(b"\0"))
+    return any(string.startswith(prefixes) for string in strings)
 
 
 def _kill(pid: int, mark: str) -> None:

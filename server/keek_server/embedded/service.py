@@ -1,7 +1,17 @@
 """What a supervisor needs to know about the program that it keeps running."""
 
+import signal
 from dataclasses import dataclass, field
 from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """Whom a program runs as."""
+
+    uid: int
+    gid: int
+    """Its only group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +24,10 @@ class Command:
     prepend: dict[str, list[str]] = field(default_factory=dict)
     """Paths that go before those the variable holds."""
     drop: list[str] = field(default_factory=list)
+    user: User | None = None
+    """For a program that refuses to run as root; None leaves the user as it is."""
+    stop_signal: signal.Signals = signal.SIGTERM
+    """Asks the program to stop soon."""
 
 
 class Service(Protocol):
