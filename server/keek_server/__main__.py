@@ -5,16 +5,17 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Coroutine
+from typing import Any
 
 import uvloop
 from pydantic import ValidationError
 
 from keek_server.app import open_app
+from keek_server.commands import EXPORT, REBUILD, Command
 from keek_server.console import log_to_stderr
 from keek_server.embedded.stack import EmbeddedStack
-from keek_server.errors import SetupError
+from keek_server.errors import KeekError
 from keek_server.settings import Settings
 
 logger = logging.getLogger("keek_server")
@@ -34,32 +35,55 @@ async def up(settings: Settings) -> None:
         await serve(stack.settings)
 
 
-async def _until_signal(command: Coroutine[None, None, None]) -> None:
-    """Runs a command until SIGINT or SIGTERM, which cancel it: what it opened, it closes."""
+_COMMANDS = {
+    "serve": Command(
+        "serve with the Triton, Redis and database that the settings name",
+        lambda _arguments, settings: serve(settings),
+        serves=True,
+    ),
+    "up": Command(
+        "the same, with an embedded Triton and Redis for those that the settings do not name",
+        lambda _arguments, settings: up(settings),
+        serves=True,
+    ),
+    "export": EXPORT,
+    "rebuild-projection": REBUILD,
+}
+
+
+async def _until_signal(command: Coroutine[Any, Any, None]) -> bool:
+    """Runs a command until SIGINT or SIGTERM, which cancel it: what it opened, it closes.
+
+    Returns:
+        Whether it came to its end by itself.
+    """
     task = asyncio.create_task(command)
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    with suppress(asyncio.CancelledError):
+    try:
         await task
-
-
-_COMMANDS: dict[str, Callable[[Settings], Coroutine[None, None, None]]] = {"serve": serve, "up": up}
+    except asyncio.CancelledError:
+        return False
+    return True
 
 
 def main() -> None:
-    """Entry point: 0 after a clean stop, 1 when it could not start."""
+    """Entry point: 0 when all went well, 1 with one line on standard error when not, 130 when cut off."""
     parser = argparse.ArgumentParser(prog="keek-server", description="The Keek recommendation server.")
-    commands = parser.add_subparsers(dest="command", required=True)
+    subparsers = parser.add_subparsers(dest="command", required=True)
     for name, command in _COMMANDS.items():
-        commands.add_parser(name, help=(command.__doc__ or "").splitlines()[0])
+        command.add_arguments(subparsers.add_parser(name, help=command.help))
     arguments = parser.parse_args()
     log_to_stderr()
+    chosen = _COMMANDS[arguments.command]
     try:
-        uvloop.run(_until_signal(_COMMANDS[arguments.command](Settings())))
-    except SetupError as error:
+        finished = uvloop.run(_until_signal(chosen.run(arguments, Settings())))
+    except KeekError as error:
         sys.exit(f"keek-server: {error}")
     except ValidationError as error:
         sys.exit(f"keek-server: settings: {error}")
+    if not finished and not chosen.serves:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,15 @@ from keek_server.feed.mixing import QuotaSelector
 from keek_server.feed.pipeline import FeedPipeline, Stages
 from keek_server.feed.scorers import SourceScorer
 from keek_server.feed.sources import PersonalisedSource, PopularSource, TrendingSource
+from keek_server.interactions.connection import open_redis
+from keek_server.interactions.csv_tail import CsvTail
+from keek_server.interactions.keys import ProjectionKeys
 from keek_server.interactions.log import InteractionLog
-from keek_server.interactions.projection import Projection, open_redis
+from keek_server.interactions.projection import Projection
 from keek_server.interactions.projector import Projector
 from keek_server.interactions.recorder import Recorder
+from keek_server.interactions.trending import Trending
+from keek_server.interactions.writer import ProjectionWriter
 from keek_server.releases.live import LiveRelease
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.retrieval.searcher import search_executor
@@ -30,7 +35,8 @@ from keek_server.rpc.server import FEED, SERVICES, Health, build_server
 from keek_server.rpc.trending import TrendingServicer
 from keek_server.rpc.videos import VideoServicer
 from keek_server.settings import Settings
-from keek_server.storage.database import open_database, read_log_id
+from keek_server.storage.database import open_database
+from keek_server.storage.retention import Retention
 from keek_server.towers.client import open_towers
 from keek_server.videos.catalogue import Catalogue
 
@@ -63,16 +69,18 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         executor = stack.enter_context(search_executor())
 
         catalogue = Catalogue(database)
-        log = InteractionLog(database)
-        projection = Projection(redis, await read_log_id(database), settings)
-        projector = Projector(log, projection)
+        log = InteractionLog(database, max_rows=settings.commit_rows, max_delay_s=settings.commit_delay_s)
+        keys = ProjectionKeys.of(settings.redis_prefix, (await log.extent()).log_id)
+        projection = Projection(redis, keys, deadline_s=settings.redis_deadline_s)
+        trending = Trending(projection, settings)
+        projector = Projector(log, projection, ProjectionWriter(redis, keys, settings), settings)
         live = LiveRelease(ReleaseRegistry(database), towers, executor, settings)
         exposures = ExposureLog(database)
         pipeline = FeedPipeline(
             live,
             Stages(
                 hydrators=(ProjectionHydrator(projection), LogHydrator(log, settings.history_limit)),
-                sources=(PersonalisedSource(), TrendingSource(projection, catalogue), PopularSource()),
+                sources=(PersonalisedSource(), TrendingSource(trending, catalogue), PopularSource()),
                 filters=FILTERS,
                 scorer=SourceScorer(),
                 selector=QuotaSelector(settings.personalised_share, settings.per_owner_cap),
@@ -84,13 +92,19 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         stack.push_async_callback(pipeline.drain)
         stack.push_async_callback(log.aclose)
 
+        retention = Retention(
+            {
+                log.prune: settings.interaction_retention_days,
+                exposures.prune: settings.exposure_retention_days,
+            }
+        )
         health = Health()
         recorder = Recorder(log, catalogue, projector, wait_for_feed_s=settings.wait_for_feed_s)
         server = build_server(
             FeedServicer(pipeline, catalogue, deadline_s=settings.feed_deadline_s),
             InteractionServicer(recorder),
             VideoServicer(catalogue),
-            TrendingServicer(projection),
+            TrendingServicer(trending),
             health,
         )
         await health.set(SERVICES, serving=True)
@@ -99,8 +113,12 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             "projector": projector.run,
             "release follower": live.follow,
             "exposure log": exposures.run,
+            "retention": retention.run,
             "readiness": lambda: _announce(live, health),
         }
+        if settings.interaction_csv is not None:
+            tail = CsvTail(log, settings.interaction_csv, poll_s=settings.projection_poll_s)
+            jobs["interaction csv"] = tail.run
         stack.push_async_callback(
             _cancel, [asyncio.create_task(_keep_running(name, job), name=name) for name, job in jobs.items()]
         )
@@ -142,9 +160,12 @@ async def _keep_running(name: str, job: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    """Asks again where it takes long: in Python 3.11, asyncio.wait_for may lose a cancellation."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=1.0)
 
 
 def _serve_metrics(address: str, stack: AsyncExitStack) -> None:

@@ -1,11 +1,13 @@
 """Natural micro-batching: whatever waits while one batch is under way goes into the next."""
 
 import asyncio
+import math
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from keek_server.errors import OverloadedError
+from keek_server.errors import OverloadedError, UnavailableError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,6 +26,7 @@ class Batcher(Generic[Item, Result]):
         *,
         max_weight: int,
         max_waiting: int,
+        max_delay_s: float = math.inf,
         weigh: Callable[[Item], int] = lambda _: 1,
     ) -> None:
         """
@@ -31,13 +34,15 @@ class Batcher(Generic[Item, Result]):
             run: Answers a batch, one result an item, in order. Its exception reaches every caller.
             max_weight: The largest sum of weights in a batch; a heavier item goes alone.
             max_waiting: Items that may wait before further ones are refused.
+            max_delay_s: The longest that an item waits for its batch to begin.
             weigh: The weight of an item; 1 by default.
         """
         self._run = run
         self._max_weight = max_weight
         self._max_waiting = max_waiting
+        self._max_delay_s = max_delay_s
         self._weigh = weigh
-        self._waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._waiting: deque[tuple[Item, asyncio.Future[Result], float]] = deque()
         self._drainer: asyncio.Task[None] | None = None
 
     async def submit(self, item: Item) -> Result:
@@ -45,11 +50,12 @@ class Batcher(Generic[Item, Result]):
 
         Raises:
             OverloadedError: When too many items wait already.
+            UnavailableError: When it waited for longer than it may.
         """
         if len(self._waiting) >= self._max_waiting:
             raise OverloadedError(f"{len(self._waiting)} requests are waiting already")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
+        self._waiting.append((item, future, time.monotonic()))
         if self._drainer is None or self._drainer.done():
             self._drainer = asyncio.create_task(self._drain())
         return await future
@@ -66,8 +72,11 @@ class Batcher(Generic[Item, Result]):
     def _take(self) -> list[tuple[Item, asyncio.Future[Result]]]:
         batch: list[tuple[Item, asyncio.Future[Result]]] = []
         weight = 0
+        oldest = time.monotonic() - self._max_delay_s
         while self._waiting:
-            item, future = self._waiting[0]
+            item, future, since = self._waiting[0]
+            if since < oldest and not future.done():
+                future.set_exception(UnavailableError(f"waited for longer than {self._max_delay_s:g} s"))
             if not future.done():
                 weight += self._weigh(item)
                 if batch and weight > self._max_weight:

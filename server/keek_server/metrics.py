@@ -14,7 +14,12 @@ rpc_seconds = Histogram(
 stage_seconds = Histogram("keek_feed_stage_seconds", "Stages of the feed.", ("stage",), buckets=_BUCKETS)
 failures = Counter("keek_feed_failures_total", "Stages of the feed that failed open.", ("stage",))
 exposures_dropped = Counter("keek_exposures_dropped_total", "Exposures that were not logged.")
-projection_lag = Gauge("keek_projection_lag_rows", "Rows of the log not yet applied.")
+log_seq = Gauge("keek_log_seq", "The last row that this server appended to the log.")
+projection_seq = Gauge("keek_projection_seq", "The last row of the log that readers of the projection see.")
+projection_lag = Histogram(
+    "keek_projection_lag_seconds", "From a row's commit to its place in the projection.", buckets=_BUCKETS
+)
+projector_active = Gauge("keek_projector_active", "1 on the server that holds the projection's lease.")
 
 
 @contextmanager

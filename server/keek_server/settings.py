@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from keek_server.interactions.kinds import InteractionKind
+from keek_server.interactions.kinds import InteractionKind, TrendingScope
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(gt=0.0)]
@@ -55,10 +55,28 @@ class Settings(BaseSettings):
     """One Redis round trip on the feed's path."""
     sql_deadline_s: Seconds = 5.0
     """One SQL transaction."""
+    commit_delay_s: Seconds = 5.0
+    """The longest that an interaction waits for its transaction to begin; then it is refused."""
     wait_for_feed_s: Seconds = 2.0
     """The longest that `wait_for_feed` holds an acknowledgement back."""
     drain_s: Seconds = 10.0
     """How long running calls may take to finish at shutdown."""
+
+    # -- the log and its projection ---------------------------------------------------------------
+    commit_rows: Annotated[int, Field(ge=1)] = 1000
+    """The most interactions that share a transaction; a larger message goes alone."""
+    interaction_retention_days: Annotated[int, Field(ge=31)] | None = None
+    """Whole months of interactions that lie further back are removed; kept for ever when unset.
+    The projection is built anew then, from what is left."""
+    exposure_retention_days: Annotated[int, Field(ge=31)] | None = None
+    """The same for the record of what was shown."""
+    interaction_csv: Path | None = None
+    """A file that is kept up to date with the log, in the prototype's format, for those who still
+    read it; none when unset."""
+    projection_lease_s: Annotated[float, Field(ge=0.5)] = 3.0
+    """How soon another server goes on with the projection when the one that does it is gone."""
+    projection_poll_s: Seconds = 0.1
+    """How often the log is asked for what other servers and imports appended."""
 
     # -- the feed ---------------------------------------------------------------------------------
     personalised_share: Share = 0.7
@@ -78,6 +96,15 @@ class Settings(BaseSettings):
     """One user counts once per video and kind within a window; older events no longer trend."""
     trending_limit: Annotated[int, Field(ge=100)] = 100_000
     """Videos kept as trending; the weakest are trimmed."""
+    trending_scopes: frozenset[TrendingScope] = frozenset()
+    """What trending is also kept for: each `tag`, each `region`. As JSON: `["tag", "region"]`."""
+    trending_scope_limit: Annotated[int, Field(ge=100)] = 1_000
+    """Videos kept as trending in one tag or region."""
+    rising_half_life_s: Seconds = 3600.0
+    """The short half-life that the rising list compares with `trending_half_life_s`."""
+    rising_min_score: Annotated[float, Field(ge=0.0)] = 3.0
+    """The least weight, decayed by the short half-life, that makes a video rise: a single
+    interaction with a video that nobody knew is no rise."""
     interaction_weights: dict[InteractionKind, float] = {
         InteractionKind.LIKE: 1.0,
         InteractionKind.SAVE: 2.0,
@@ -93,6 +120,12 @@ class Settings(BaseSettings):
     """recall@100 against exact search that nprobe is tuned to when an index is built."""
     release_poll_s: Seconds = 2.0
     """How often the registry is asked for the active release, beside the announcement."""
+
+    @model_validator(mode="after")
+    def _rising_is_shorter(self) -> "Settings":
+        if self.rising_half_life_s >= self.trending_half_life_s:
+            raise ValueError("rising_half_life_s must be shorter than trending_half_life_s")
+        return self
 
     @model_validator(mode="after")
     def _default_database(self) -> "Settings":

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import keek
 import keek.aio
 from keek_server.app import open_app
 from keek_server.embedded import EmbeddedStack
+from keek_server.embedded.postgres import running_postgres
 from keek_server.errors import SetupError
 from keek_server.settings import Settings
 
@@ -81,6 +83,41 @@ async def test_a_killed_redis_costs_no_interaction_and_is_rebuilt(served: Served
         return await whole_feed(served) and history[-1] == "v3"
 
     await eventually(rebuilt, within_s=60)
+
+
+async def test_a_killed_database_refuses_with_a_time_to_retry_and_the_retry_counts_once(
+    stack: EmbeddedStack, tmp_path: Path
+) -> None:
+    async with running_postgres() as postgres:
+        settings = stack.settings.model_copy(
+            update={"data_dir": tmp_path, "database_url": postgres.service.url, "listen": "127.0.0.1:0"}
+        )
+        async with (
+            open_app(settings) as app,
+            keek.aio.Client(f"127.0.0.1:{app.port}", retry=None) as client,
+        ):
+            await client.import_videos([keek.Video(video_id="v1")])
+            assert (await client.like("u1", "v1")).created
+            os.kill(postgres.pid, signal.SIGKILL)
+            event_id = str(uuid.uuid4())
+            with pytest.raises(keek.UnavailableError) as refused:
+                await client.like("u2", "v1", event_id=event_id)
+            assert refused.value.retry_after_s is not None
+            assert refused.value.retry_after_s > 0
+            assert "127.0.0.1" not in str(refused.value)
+
+            async def recorded() -> bool:
+                try:
+                    return (await client.like("u2", "v1", event_id=event_id)).created
+                except keek.UnavailableError:
+                    return False
+
+            await eventually(recorded, within_s=60)
+            again = await client.like("u2", "v1", event_id=event_id, wait_for_feed=True)
+            assert not again.created
+            assert again.in_feed
+            (video,) = (await client.list_trending()).videos
+            assert video.score == pytest.approx(2.0, rel=1e-3)
 
 
 @pytest.mark.parametrize("missing", ["redis", "triton", "database"])

@@ -120,6 +120,10 @@ def _items(names: Iterable[str]) -> list[feed_service_pb2.FeedItem]:
     ]
 
 
+def _trending(names: Iterable[str]) -> list[trending_service_pb2.TrendingVideo]:
+    return [trending_service_pb2.TrendingVideo(video_id=name, score=2.5) for name in names]
+
+
 @dataclass(slots=True)
 class Feeds(feed_service_pb2_grpc.FeedServiceServicer):
     faults: Faults
@@ -268,8 +272,27 @@ class Trending(trending_service_pb2_grpc.TrendingServiceServicer):
     async def ListTrending(self, request: Any, context: Any) -> trending_service_pb2.ListTrendingResponse:
         await self.faults.strike("ListTrending", request, context)
         names, token = _page(CORPUS, request.page_size, request.page_token)
-        videos = [trending_service_pb2.TrendingVideo(video_id=name, score=2.5) for name in names]
-        return trending_service_pb2.ListTrendingResponse(videos=videos, next_page_token=token)
+        return trending_service_pb2.ListTrendingResponse(videos=_trending(names), next_page_token=token)
+
+    async def WatchTrending(
+        self, request: Any, context: Any
+    ) -> AsyncIterator[trending_service_pb2.WatchTrendingResponse]:
+        """Three lists, each without the first video of the one before; then nothing changes."""
+        await self.faults.strike("WatchTrending", request, context)
+        size = request.page_size or 10
+        try:
+            for start in range(3):
+                names = CORPUS[start : start + size]
+                yield trending_service_pb2.WatchTrendingResponse(
+                    videos=_trending(names),
+                    entered_video_ids=names[-1:] if start else names,
+                    left_video_ids=CORPUS[start - 1 : start] if start else [],
+                )
+                await asyncio.sleep(self.faults.pause_s)
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.faults.cancelled.append("WatchTrending")
+            raise
 
 
 @dataclass(slots=True)

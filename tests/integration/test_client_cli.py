@@ -16,6 +16,7 @@ import pytest
 from client_server import CORPUS, Fault, Server, bad_request, error_info, retry_info, serve, until
 
 import keek
+from keek.v1.trending_service_pb2 import ListTrendingRequest, TrendingRanking, WatchTrendingRequest
 
 KEEK = Path(sys.executable).with_name("keek")
 
@@ -43,6 +44,17 @@ class Done:
 async def server() -> AsyncIterator[Server]:
     async with serve() as running:
         yield running
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Programs started now can be interrupted, also where the tests run as a background job.
+
+    Shells have those ignore SIGINT, which is handed down to every program they start.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 async def _start(target: str | None, *arguments: str, **streams: int) -> asyncio.subprocess.Process:
@@ -161,12 +173,69 @@ async def test_trending_lists_as_many_as_asked_for(server: Server) -> None:
     ]
 
 
+@pytest.mark.parametrize("scope", [{"tag": "cats"}, {"region": "KZ"}])
+async def test_trending_can_be_rising_and_of_one_tag_or_region(server: Server, scope: dict[str, str]) -> None:
+    [(name, value)] = scope.items()
+    done = await _keek(server.target, "trending", "--rising", f"--{name}", value)
+    assert (done.code, done.err) == (0, "")
+    expected = ListTrendingRequest(page_size=10, ranking=TrendingRanking.TRENDING_RANKING_RISING, **scope)
+    assert server.faults.requests["ListTrending"] == [expected]
+
+
+async def _watched(server: Server, line_count: int, *options: str) -> tuple[list[str], Done]:
+    """The first lines that a watch prints, and its end by Ctrl-C."""
+    process = await _start(server.target, "trending", "--watch", "--count", "2", *options)
+    assert process.stdout is not None
+    async with asyncio.timeout(20):
+        lines = [(await process.stdout.readline()).decode() for _ in range(line_count)]
+    process.send_signal(signal.SIGINT)
+    return lines, await _finish(process)
+
+
+@pytest.mark.usefixtures("interruptible")
+async def test_a_watch_shows_the_list_again_at_each_change_until_ctrl_c(server: Server) -> None:
+    lines, done = await _watched(server, 11, "--rising", "--tag", "cats")
+    header = ["#", "VIDEO", "SCORE"]
+    assert [line.split() for line in lines] == [
+        *(header, ["1", "v0", "2.5"], ["2", "v1", "2.5"], []),
+        *(header, ["1", "v1", "2.5"], ["2", "v2", "2.5"], []),
+        *(header, ["1", "v2", "2.5"], ["2", "v3", "2.5"]),
+    ]
+    assert done == Done(130, "", "")
+    rising = TrendingRanking.TRENDING_RANKING_RISING
+    expected = WatchTrendingRequest(page_size=2, ranking=rising, tag="cats")
+    assert server.faults.requests["WatchTrending"] == [expected]
+    await until(lambda: server.faults.cancelled == ["WatchTrending"])
+
+
+@pytest.mark.usefixtures("interruptible")
+async def test_a_watch_as_json_is_one_response_a_line(server: Server) -> None:
+    lines, done = await _watched(server, 3, "--json")
+    now = [json.loads(line) for line in lines]
+    assert [[video["video_id"] for video in each["videos"]] for each in now] == [
+        ["v0", "v1"],
+        ["v1", "v2"],
+        ["v2", "v3"],
+    ]
+    assert (now[0]["entered_video_ids"], now[0]["left_video_ids"]) == (["v0", "v1"], [])
+    assert (now[2]["entered_video_ids"], now[2]["left_video_ids"]) == (["v3"], ["v1"])
+    assert done == Done(130, "", "")
+
+
+@pytest.mark.usefixtures("interruptible")
+async def test_a_change_is_shown_when_it_comes(server: Server) -> None:
+    server.faults.pause_s = 30
+    lines, done = await _watched(server, 3)
+    assert lines[-1].split() == ["2", "v1", "2.5"]
+    assert done == Done(130, "", "")
+
+
 # -- interactions ---------------------------------------------------------------------------------
 @pytest.mark.parametrize("kind", ["like", "save", "view", "share", "skip"])
 async def test_each_interaction_is_recorded(server: Server, kind: str) -> None:
-    done = await _keek(server.target, kind, "u1", "v3")
+    done = await _keek(server.target, kind, "u1", "v3", "--region", "KZ")
     [stored] = server.interactions.stored.values()
-    assert (stored.user_id, stored.video_id) == ("u1", "v3")
+    assert (stored.user_id, stored.video_id, stored.region) == ("u1", "v3", "KZ")
     assert stored.kind == keek.InteractionKind.Value(f"INTERACTION_KIND_{kind.upper()}")
     assert done.out == f"{kind} of v3 recorded ({stored.event_id})\n"
 
@@ -303,6 +372,7 @@ async def test_an_option_behind_the_command_wins_over_one_before_it(
         ["feed", "u1", "--timeout-s", "nan"],
         ["feed", "u1", "--timeout-s", "-1"],
         ["dislike", "u1", "v1"],
+        ["trending", "--tag", "cats", "--region", "KZ"],
         [b"feed", b"u\xff"],
     ],
 )
@@ -314,17 +384,6 @@ async def test_wrong_usage_is_exit_code_2(arguments: list[str]) -> None:
 
 async def test_the_version_is_shown() -> None:
     assert (await _keek(None, "--version")).out == f"keek {keek.__version__}\n"
-
-
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Programs started now can be interrupted, also where the tests run as a background job.
-
-    Shells have those ignore SIGINT, which is handed down to every program they start.
-    """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -12,8 +12,10 @@ from client_server import CORPUS, Server, serve
 from grpc_health.v1 import health_pb2
 
 import keek
+from keek.v1.trending_service_pb2 import ListTrendingRequest, TrendingRanking, WatchTrendingRequest
 
 LIKE = keek.InteractionKind.INTERACTION_KIND_LIKE
+RISING = TrendingRanking.TRENDING_RANKING_RISING
 
 
 @pytest.fixture
@@ -85,13 +87,25 @@ async def test_two_likes_are_two_events(client: Driver, server: Server) -> None:
 async def test_an_interaction_carries_what_the_caller_says_about_it(client: Driver, server: Server) -> None:
     event_id = str(uuid.uuid4())
     time = dt.datetime(2024, 5, 1, 12, tzinfo=dt.timezone(dt.timedelta(hours=2)))
-    options = {"event_id": event_id, "event_time": time, "wait_for_feed": True}
+    options = {"event_id": event_id, "event_time": time, "region": "KZ", "wait_for_feed": True}
     first = await client.call("record_interaction", "u1", "v3", LIKE, **options)
     again = await client.call("record_interaction", "u1", "v3", LIKE, **options)
     assert first == keek.Recorded(event_id, created=True, in_feed=True)
     assert again == keek.Recorded(event_id, created=False, in_feed=True)
     stored = server.interactions.stored[event_id]
     assert stored.event_time.ToJsonString() == "2024-05-01T10:00:00Z"
+    assert stored.region == "KZ"
+
+
+async def test_a_shortcut_takes_the_region_as_well(client: Driver, server: Server) -> None:
+    done = await client.call("share", "u1", "v3", region="KZ")
+    assert server.interactions.stored[done.event_id].region == "KZ"
+
+
+async def test_interactions_made_beforehand_keep_their_region(client: Driver, server: Server) -> None:
+    made = keek.interaction("u1", "v3", LIKE, region="KZ")
+    await client.call("record_interactions", [made])
+    assert server.interactions.stored[made.event_id] == made
 
 
 async def test_an_event_time_without_a_zone_is_refused_before_it_is_sent(
@@ -178,6 +192,54 @@ async def test_trending_is_listed_by_page_or_iterated(client: Driver) -> None:
     page = await client.call("list_trending", page_size=3)
     assert _ids(page.videos) == CORPUS[:3]
     assert _ids(await client.collect("iter_trending", page_size=10)) == CORPUS
+
+
+async def test_trending_asks_for_the_whole_list_by_default(client: Driver, server: Server) -> None:
+    await client.call("list_trending")
+    await client.collect("iter_trending")
+    await client.take(1, "watch_trending", tag="", region="")
+    listed, iterated = server.faults.requests["ListTrending"]
+    assert (listed, iterated) == (ListTrendingRequest(), ListTrendingRequest(page_size=100))
+    # Also no scope that is set and empty, which would be the list of an empty tag.
+    assert server.faults.requests["WatchTrending"] == [WatchTrendingRequest()]
+
+
+@pytest.mark.parametrize("scope", [{"tag": "cats"}, {"region": "KZ"}])
+async def test_trending_can_be_rising_and_of_one_tag_or_region(
+    client: Driver, server: Server, scope: dict[str, str]
+) -> None:
+    await client.call("list_trending", page_size=3, page_token="3", rising=True, **scope)
+    await client.collect("iter_trending", page_size=20, rising=True, **scope)
+    await client.take(1, "watch_trending", page_size=3, rising=True, **scope)
+    assert server.faults.requests["ListTrending"] == [
+        ListTrendingRequest(page_size=3, page_token="3", ranking=RISING, **scope),
+        ListTrendingRequest(page_size=20, ranking=RISING, **scope),
+        ListTrendingRequest(page_size=20, page_token="20", ranking=RISING, **scope),
+    ]
+    assert server.faults.requests["WatchTrending"] == [
+        WatchTrendingRequest(page_size=3, ranking=RISING, **scope)
+    ]
+
+
+async def test_trending_of_a_tag_and_a_region_is_refused_before_it_is_sent(
+    client: Driver, server: Server
+) -> None:
+    with pytest.raises(ValueError, match="not both"):
+        await client.call("list_trending", tag="cats", region="KZ")
+    for name in ("iter_trending", "watch_trending"):
+        with pytest.raises(ValueError, match="not both"):
+            getattr(client.client, name)(tag="cats", region="KZ")
+    assert not server.faults.attempts
+
+
+async def test_watching_trending_gives_the_list_and_what_changed_in_it(
+    client: Driver, server: Server
+) -> None:
+    first, second, third = await client.take(3, "watch_trending", page_size=2)
+    assert [_ids(now.videos) for now in (first, second, third)] == [CORPUS[:2], CORPUS[1:3], CORPUS[2:4]]
+    assert (first.entered_video_ids, first.left_video_ids) == (CORPUS[:2], [])
+    assert (third.entered_video_ids, third.left_video_ids) == (["v3"], ["v1"])
+    assert server.faults.attempts["WatchTrending"] == 1
 
 
 async def test_health_follows_the_server_and_an_unknown_service_is_not_found(

@@ -69,6 +69,8 @@ async def test_a_stream_is_retried_before_its_first_page(connect: Connect, serve
         await connect(retry=None).collect("stream_feed", "u1")
     server.faults.add("StreamFeed", Fault(UNAVAILABLE))
     assert len(await connect().collect("stream_feed", "u1", page_count=2)) == 2
+    server.faults.add("WatchTrending", Fault(UNAVAILABLE))
+    assert len(await connect().take(2, "watch_trending")) == 2
 
 
 async def test_retries_end_after_max_attempts(connect: Connect, server: Server) -> None:
@@ -165,6 +167,13 @@ async def test_the_deadline_of_a_stream_holds_between_its_pages(connect: Connect
         await connect().collect("stream_feed", "u1", page_count=20, page_size=1, timeout_s=0.5)
 
 
+async def test_a_watch_ends_with_its_deadline_alone(connect: Connect, server: Server) -> None:
+    client = connect(timeouts=keek.Timeouts(watch_trending_s=0.5))
+    with pytest.raises(keek.DeadlineExceededError):
+        await client.collect("watch_trending")
+    await until(lambda: server.faults.cancelled == ["WatchTrending"])
+
+
 # -- errors ---------------------------------------------------------------------------------------
 async def _failure(driver: Driver, server: Server, code: grpc.StatusCode, *details: Message) -> Any:
     server.faults.add("ListFeed", Fault(code, "told by the server", details))
@@ -227,6 +236,21 @@ async def test_a_stream_that_is_left_early_ends_on_the_server(connect: Connect, 
     server.faults.pause_s = 30
     await connect().take(1, "stream_feed", "u1", page_count=5, page_size=3)
     await until(lambda: server.faults.cancelled == ["StreamFeed"])
+
+
+async def test_a_watch_that_is_left_ends_on_the_server(connect: Connect, server: Server) -> None:
+    await connect().take(3, "watch_trending")
+    await until(lambda: server.faults.cancelled == ["WatchTrending"])
+
+
+async def test_lists_that_the_server_does_not_keep_are_a_plain_call_error(
+    connect: Connect, server: Server
+) -> None:
+    code = grpc.StatusCode.FAILED_PRECONDITION
+    server.faults.add("WatchTrending", Fault(code, details=[error_info("NOT_KEPT")]))
+    with pytest.raises(keek.CallError) as caught:
+        await connect().take(1, "watch_trending", tag="cats")
+    assert (caught.value.code, caught.value.details.reason) == (code, "NOT_KEPT")
 
 
 async def test_a_server_that_refuses_a_stream_of_interactions_early_is_heard(

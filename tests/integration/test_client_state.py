@@ -66,9 +66,14 @@ async def test_a_closed_client_refuses_every_kind_of_call(
     for name, arguments in calls:
         with pytest.raises(keek.ClientStateError, match="closed"):
             await driver.call(name, *arguments)
-    for name in ("stream_feed", "feed_pages"):
+    iterators: list[tuple[str, tuple[Any, ...]]] = [
+        ("stream_feed", ("u1",)),
+        ("feed_pages", ("u1",)),
+        ("watch_trending", ()),
+    ]
+    for name, arguments in iterators:
         with pytest.raises(keek.ClientStateError, match="closed"):
-            await driver.collect(name, "u1")
+            await driver.collect(name, *arguments)
     with pytest.raises(keek.ClientStateError, match="closed"):
         await driver.enter()
 
@@ -123,6 +128,18 @@ async def test_closing_ends_a_running_stream(driver_type: DriverType, server: Se
     await driver.close()
     with pytest.raises(keek.CallCancelledError):
         await stream
+
+
+async def test_closing_ends_a_watch_in_which_nothing_changes(driver_type: DriverType, server: Server) -> None:
+    driver = driver_type(server.target)
+    watch = driver.client.watch_trending()
+    for _ in range(3):
+        await driver.next_of(watch)
+    silent = asyncio.create_task(driver.next_of(watch))
+    await asyncio.sleep(0.1)
+    await driver.close()
+    with pytest.raises(keek.CallCancelledError):
+        await silent
 
 
 async def test_a_cancelled_task_cancels_its_call(server: Server) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import os
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +9,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from keek_server.errors import SetupError
 from keek_server.interactions.kinds import InteractionKind
+from keek_server.interactions.log import InteractionLog
 from keek_server.settings import Settings
 from keek_server.storage import tables
 from keek_server.storage.database import Database, open_database
@@ -24,15 +25,15 @@ SYNTH = "synth:users=50,videos=300,interactions=3000,end=2026-01-01"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    """An empty database of each kind; PostgreSQL where KEEK_TEST_POSTGRES_URL names one to be emptied."""
-    url = "" if request.param == "sqlite" else os.environ.get("KEEK_TEST_POSTGRES_URL")
-    if url is None:
-        pytest.skip("KEEK_TEST_POSTGRES_URL names no PostgreSQL")
-    async with open_database(Settings(data_dir=tmp_path, database_url=url)) as opened:
-        async with opened.write() as connection:
-            for table in (tables.interactions, tables.videos):
-                await connection.execute(table.delete())
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else ""
+    return Settings(data_dir=tmp_path, database_url=url)
+
+
+@pytest.fixture
+async def database(settings: Settings) -> AsyncIterator[Database]:
+    """An empty database of each kind."""
+    async with open_database(settings) as opened:
         yield opened
 
 
@@ -180,6 +181,49 @@ async def test_a_mapping_comes_from_the_command_line(database: Database, prototy
     arguments = _arguments("import", f"table:{prototype}", "--columns", mapping)
     assert await run_import(arguments, database) == 0
     assert {kind for _, _, kind in await _logged(database)} == {InteractionKind.SAVE}
+
+
+async def test_a_log_alone_is_imported_with_the_videos_of_the_database(
+    database: Database, prototype: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await import_dataset(database, open_dataset(f"prototype:{prototype}"))
+    old = prototype / "old.csv"
+    old.write_text("user_id,video_id,action,timestamp\nu5,v1,save,7\nu5,v9,save,8\nu5,v2,like,9\n")
+    arguments = _arguments("import", "--interactions", str(old))
+    assert await run_import(arguments, database) == 1
+    printed = capsys.readouterr()
+    assert printed.err == f"{old}:3: the video 'v9' is not among the videos\n"
+    assert printed.out == (
+        "prototype: 0 videos created, 0 updated; 2 interactions created, 0 known already; 1 problems\n"
+    )
+    row = (await InteractionLog(database).read(0, 10))[3]
+    # The video's tags go with it, as with a recorded interaction.
+    assert (row.user_id, row.video_id, row.tags) == ("u5", "v1", ["a", "b"])
+    await run_import(arguments, database)
+    assert "0 interactions created, 2 known already" in capsys.readouterr().out
+
+
+async def test_a_log_brings_its_videos_along_in_a_file_of_their_own(
+    database: Database, prototype: Path
+) -> None:
+    log, videos = str(prototype / "interaction_log.csv"), str(prototype / "videos.csv")
+    assert await run_import(_arguments("import", "--interactions", log, "--videos", videos), database) == 0
+    # The same events as of the folder: they are recognised.
+    summary = await import_dataset(database, open_dataset(f"prototype:{prototype}"))
+    assert summary == ImportSummary(0, 2, 0, 3)
+
+
+async def test_options_of_the_other_way_to_import_are_refused(database: Database) -> None:
+    with pytest.raises(SetupError, match="--videos is for --interactions"):
+        await run_import(_arguments("import", "synth", "--videos", "v.csv"), database)
+    with pytest.raises(SetupError, match="for a SPEC, not for --interactions"):
+        await run_import(_arguments("import", "--interactions", "i.csv", "--part", "all"), database)
+
+
+@pytest.mark.parametrize("words", [[], ["synth", "--interactions", "i.csv"]])
+def test_it_is_either_a_data_set_or_a_log(words: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        _arguments("import", *words)
 
 
 @pytest.mark.parametrize("layout", ["parquet", "csv", "prototype"])

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from keek_server.batching import Batcher
-from keek_server.errors import OverloadedError
+from keek_server.errors import OverloadedError, UnavailableError
 
 
 class Recorder:
@@ -87,3 +87,18 @@ async def test_too_many_waiting_calls_are_refused() -> None:
         await batcher.submit(4)
     recorder.gate.set()
     assert await asyncio.gather(*calls) == [2, 4, 6]
+
+
+async def test_what_waits_for_longer_than_it_may_is_refused_and_never_runs() -> None:
+    recorder = Recorder()
+    recorder.gate.clear()
+    batcher = Batcher(recorder.run, max_weight=10, max_waiting=10, max_delay_s=0.05)
+    first = asyncio.create_task(batcher.submit(1))
+    await asyncio.sleep(0.01)
+    late = asyncio.create_task(batcher.submit(2))
+    await asyncio.sleep(0.1)
+    recorder.gate.set()
+    assert await first == 2
+    with pytest.raises(UnavailableError, match=r"longer than 0\.05 s"):
+        await late
+    assert recorder.batches == [[1]]

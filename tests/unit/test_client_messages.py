@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import keek
-from keek.messages import MAX_BATCH_BYTES, MAX_BATCH_ITEMS, Outgoing, abatches, batches, timestamp
+from keek.messages import (
+    MAX_BATCH_BYTES,
+    MAX_BATCH_ITEMS,
+    Outgoing,
+    abatches,
+    batches,
+    timestamp,
+    trending_of,
+)
+from keek.v1.trending_service_pb2 import ListTrendingRequest, TrendingRanking, WatchTrendingRequest
 
 LIKE = keek.InteractionKind.INTERACTION_KIND_LIKE
 
@@ -61,6 +70,25 @@ def test_interactions_get_event_ids_of_their_own_unless_one_is_given() -> None:
     assert uuid.UUID(first.event_id).version == 4
     assert first.event_id != second.event_id
     assert keek.interaction("u", "v", LIKE, event_id=first.event_id) == first
+
+
+def test_an_interaction_has_no_region_unless_one_is_given() -> None:
+    assert keek.interaction("u", "v", LIKE).region == ""
+    assert keek.interaction("u", "v", LIKE, region="KZ").region == "KZ"
+
+
+@pytest.mark.parametrize("request_type", [ListTrendingRequest, WatchTrendingRequest])
+def test_trending_is_asked_for_by_tag_or_by_region_and_not_by_both(
+    request_type: type[ListTrendingRequest | WatchTrendingRequest],
+) -> None:
+    everything = trending_of(request_type(), rising=False, tag="", region="")
+    assert everything.WhichOneof("scope") is None
+    assert everything.ranking == TrendingRanking.TRENDING_RANKING_UNSPECIFIED
+    cats = trending_of(request_type(), rising=True, tag="cats", region="")
+    assert cats == request_type(ranking=TrendingRanking.TRENDING_RANKING_RISING, tag="cats")
+    assert trending_of(request_type(), rising=False, tag="", region="KZ") == request_type(region="KZ")
+    with pytest.raises(ValueError, match="not both"):
+        trending_of(request_type(), rising=False, tag="cats", region="KZ")
 
 
 def test_times_are_kept_to_the_microsecond_in_utc() -> None:

@@ -202,6 +202,23 @@ def test_a_video_without_interactions_was_created_when_the_data_begins(tmp_path:
     assert _videos(_read(tmp_path))["v2"]["create_time_us"] == 0
 
 
+def test_a_log_alone_is_read_with_videos_that_are_known(tmp_path: Path) -> None:
+    known = _read(tmp_path).videos
+    (tmp_path / "old.csv").write_text(f"{LOG}u1,v1,like,1\nu1,v7,like,2\nu2,v2,save,3\n")
+    dataset = prototype.read_log(tmp_path / "old.csv", known)
+    assert _problems(dataset) == [("old.csv", 3, "the video 'v7' is not among the videos")]
+    assert dataset.interactions["video_id"].to_pylist() == ["v1", "v2"]
+    assert dataset.videos.equals(known)
+
+
+def test_the_two_files_may_have_names_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"{LOG}u1,v1,like,1\n")
+    (tmp_path / "b.csv").write_text(VIDEOS + "v3,,x,\n")
+    dataset = prototype.read_files(tmp_path / "a.csv", tmp_path / "b.csv")
+    assert _problems(dataset) == [("b.csv", 4, "duration 'x' is not a number")]
+    assert dataset.interactions.num_rows == 1
+
+
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
     with pytest.raises(SetupError, match=r"interaction_log\.csv lacks the columns action, timestamp"):
         _read(tmp_path, "user_id,video_id\n")

@@ -12,7 +12,7 @@ import pytest
 from keek_server.errors import SetupError
 from keek_server.interactions.kinds import InteractionKind
 from keek_training.datasets import table
-from keek_training.datasets.dataset import Dataset
+from keek_training.datasets.dataset import INTERACTION_EXTRAS, INTERACTION_SCHEMA, Dataset
 
 MOMENT = datetime(2023, 11, 14, 22, 13, 20, tzinfo=UTC)
 MOMENT_US = 1_700_000_000_000_000
@@ -158,6 +158,30 @@ def test_bad_rows_are_reported_by_their_number(tmp_path: Path) -> None:
     ]
     assert dataset.videos["video_id"].to_pylist() == ["v1", "v3"]
     assert dataset.interactions.num_rows == 1
+
+
+def test_event_ids_and_regions_are_kept_where_there_are_any(tmp_path: Path) -> None:
+    interactions = {
+        "user_id": ["u1", "u2", "u3"],
+        "video_id": ["v1"] * 3,
+        "kind": ["like"] * 3,
+        "event_time": [MOMENT] * 3,
+        "event_id": ["01890000-0000-7000-8000-0000000000AB", None, "1"],
+        "region": ["de", None, "fr"],
+    }
+    dataset = table.read(_write(tmp_path, {"video_id": ["v1"]}, interactions))
+    assert _reasons(dataset) == [("interactions.parquet", 3, "event_id '1' is not a UUID")]
+    assert dataset.interactions.schema == pa.schema([*INTERACTION_SCHEMA, *INTERACTION_EXTRAS])
+    assert dataset.interactions["event_id"].to_pylist() == ["01890000-0000-7000-8000-0000000000ab", None]
+    assert dataset.interactions["region"].to_pylist() == ["de", ""]
+
+
+def test_event_ids_and_regions_may_be_mapped_or_absent(tmp_path: Path) -> None:
+    _write(tmp_path, {"video_id": ["v1"]}, _interactions(country=["x" * 17]))
+    assert table.read(tmp_path).interactions.schema == INTERACTION_SCHEMA
+    assert _reasons(table.read(tmp_path, {"region": "country"})) == [
+        ("interactions.parquet", 1, "region 'xxxxxxxxxxxxxxxxx' is longer than 16 bytes")
+    ]
 
 
 def test_an_id_that_is_half_a_number_is_reported(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import asyncio
 import json
 from pathlib import Path
 
-from keek_server.embedded import EmbeddedStack, read_running_stack
+from keek_server.embedded import EmbeddedStack, with_running_stack
 from keek_server.settings import Settings
 from keek_server.storage.database import open_database
 from keek_training.datasets.commands import Subparsers
@@ -86,9 +86,9 @@ async def _read_log(settings: Settings) -> Dataset:
 async def _publish(run: Run, settings: Settings) -> tuple[str, float]:
     from keek_training.publishing.publish import publish
 
-    running = read_running_stack(settings.data_dir)
+    running = with_running_stack(settings)
     if running is not None:
-        manifest = await publish(run, running.fill(settings))
+        manifest = await publish(run, running)
     else:
         async with EmbeddedStack(settings) as stack:
             manifest = await publish(run, stack.settings)

@@ -5,13 +5,13 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 
 import grpc
 
 from keek import wire
 from keek.connection import BaseConnection, PageRequest, PageResponse, turn_page
-from keek.errors import CallCancelledError, ClientStateError, translated
+from keek.errors import CallCancelledError, ClientStateError, DeadlineExceededError, translated
 from keek.v1.feed_service_pb2_grpc import FeedServiceStub
 from keek.v1.interaction_service_pb2_grpc import InteractionServiceStub
 from keek.v1.trending_service_pb2_grpc import TrendingServiceStub
@@ -142,7 +142,12 @@ class AsyncConnection(BaseConnection[grpc.aio.Channel, Stubs]):
         self, method: Method[Request, Response], request: Request, timeout_s: float | None, default_s: float
     ) -> Response:
         with self._guard():
-            return await method(request, timeout=default_s if timeout_s is None else timeout_s)
+            response = await method(request, timeout=default_s if timeout_s is None else timeout_s)
+        # A deadline that passes while the answer arrives: gRPC then gives no error, and no message
+        # (https://github.com/grpc/grpc/issues/23559).
+        if cast("Response | None", response) is None:
+            raise DeadlineExceededError(grpc.StatusCode.DEADLINE_EXCEEDED, "the answer came too late")
+        return response
 
     async def _pages(
         self, method: Method[Query, Page], request: Query, timeout_s: float | None, default_s: float

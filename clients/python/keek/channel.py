@@ -56,6 +56,8 @@ class Timeouts:
     import_videos_s: float = 30.0
     """One batch."""
     list_trending_s: float = 1.25
+    watch_trending_s: float = 3600.0
+    """The whole stream, which has no end of its own; then watch again."""
     check_health_s: float = 2.0
 
 
@@ -64,8 +66,9 @@ DEFAULT_TIMEOUTS: Final = Timeouts()
 
 DEFAULT_OPTIONS: Final[Mapping[str, int | str]] = {
     "grpc.primary_user_agent": f"keek/{VERSION}",
-    # A dead connection is noticed in 40 s. Pings only while calls run: no default deadline lets a
-    # call stay silent for so long that a server with gRPC's own limits counts three early pings.
+    # A dead connection is noticed in 40 s. Pings only while calls run. In a silent watch, gRPC sends
+    # one a minute: Keek's server allows that; one with gRPC's own limits would end the connection at
+    # the third. No other default deadline lets a call stay silent for so long.
     "grpc.keepalive_time_ms": 30_000,
     "grpc.keepalive_timeout_ms": 10_000,
     "grpc.keepalive_permit_without_calls": 0,

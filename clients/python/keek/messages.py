@@ -15,6 +15,7 @@ from keek.v1.interaction_service_pb2 import (
     RecordInteractionResponse,
     RecordInteractionsRequest,
 )
+from keek.v1.trending_service_pb2 import ListTrendingRequest, TrendingRanking, WatchTrendingRequest
 from keek.v1.video_service_pb2 import Video
 
 MAX_BATCH_ITEMS: Final = 1000
@@ -24,6 +25,7 @@ MAX_BATCH_BYTES: Final = 1 << 20
 """Keeps a batch well under the 4 MiB that gRPC servers accept by default."""
 
 Item = TypeVar("Item", Interaction, Video)
+TrendingRequest = TypeVar("TrendingRequest", ListTrendingRequest, WatchTrendingRequest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,8 @@ class RecordOptions(TypedDict, total=False):
     """A UUID that the caller keeps, to repeat a failed call later; made anew when None."""
     event_time: dt.datetime | None
     """When it happened, with a time zone; None means when it is recorded."""
+    region: str
+    """Where it happened, as trending per region counts it; empty means not known."""
     wait_for_feed: bool
     """Answer only when the user's next feed reflects the interaction, or after a bounded wait."""
     timeout_s: float | None
@@ -69,6 +73,7 @@ def interaction(
     *,
     event_id: str | None = None,
     event_time: dt.datetime | None = None,
+    region: str = "",
 ) -> Interaction:
     """One interaction, with a new `event_id` unless one is given."""
     return Interaction(
@@ -77,12 +82,30 @@ def interaction(
         video_id=video_id,
         kind=kind,
         event_time=None if event_time is None else timestamp(event_time),
+        region=region,
     )
 
 
 def recorded(request: RecordInteractionRequest, response: RecordInteractionResponse) -> Recorded:
     """What the caller learns from an acknowledged interaction."""
     return Recorded(request.interaction.event_id, response.created, response.in_feed)
+
+
+def trending_of(request: TrendingRequest, *, rising: bool, tag: str, region: str) -> TrendingRequest:
+    """`request`, made to ask for rising videos, or for one tag or region alone.
+
+    Raises:
+        ValueError: There is a tag and a region; lists are kept by either, not by both.
+    """
+    if tag and region:
+        raise ValueError("give a tag or a region, not both")
+    if rising:
+        request.ranking = TrendingRanking.TRENDING_RANKING_RISING
+    if tag:
+        request.tag = tag
+    if region:
+        request.region = region
+    return request
 
 
 class Batcher(Generic[Item]):

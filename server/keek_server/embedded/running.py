@@ -74,5 +74,15 @@ def read_running_stack(data_dir: Path) -> RunningStack | None:
     return stack if procfs.identity(stack.owner_pid) == stack.owner else None
 
 
+def with_running_stack(settings: Settings) -> Settings | None:
+    """The settings with the servers of the stack that runs in their data directory; None when none does.
+
+    Raises:
+        SetupError: what says where they are cannot be understood.
+    """
+    running = read_running_stack(settings.data_dir)
+    return None if running is None else running.fill(settings)
+
+
 def _path(data_dir: Path) -> Path:
     return run_dir(data_dir) / "stack.json"

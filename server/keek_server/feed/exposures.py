@@ -9,6 +9,7 @@ from keek_server import metrics
 from keek_server.errors import UnavailableError
 from keek_server.feed.types import FeedPage
 from keek_server.storage.database import Database
+from keek_server.storage.partitions import MonthlyPartitions, month_start_us
 from keek_server.storage.tables import exposures
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ class ExposureLog:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._partitions = MonthlyPartitions(database, exposures.c.serve_time_us)
         self._waiting: deque[dict[str, Any]] = deque()
 
     async def apply(self, page: FeedPage) -> None:
@@ -63,7 +65,18 @@ class ExposureLog:
         """Writes everything that waits; what could not be written waits on."""
         while self._waiting:
             rows = [self._waiting[i] for i in range(min(_MAX_ROWS, len(self._waiting)))]
+            for time_us in {month_start_us(row["serve_time_us"]) for row in rows}:
+                await self._partitions.cover(time_us)
             async with self._database.write() as connection:
                 await connection.execute(exposures.insert(), rows)
             for _ in rows:
                 self._waiting.popleft()
+
+    async def prune(self, before_us: int) -> bool:
+        """Removes a bounded piece of the whole months before a time; False when none is left.
+
+        Raises:
+            UnavailableError: When the database is down or late.
+        """
+        async with self._database.write() as connection:
+            return await self._partitions.prune(connection, before_us) > 0

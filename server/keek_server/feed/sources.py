@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from keek_server.feed.history import history_inputs
 from keek_server.feed.types import Candidate, FeedContext, FeedSource
-from keek_server.interactions.projection import Projection
+from keek_server.interactions.trending import Trending
 from keek_server.releases.release import Corpus
 from keek_server.retrieval.ids import hash_id
 from keek_server.videos.catalogue import Catalogue
@@ -41,8 +41,8 @@ class TrendingSource:
     name = "trending"
     source = FeedSource.TRENDING
 
-    def __init__(self, projection: Projection, catalogue: Catalogue) -> None:
-        self._projection = projection
+    def __init__(self, trending: Trending, catalogue: Catalogue) -> None:
+        self._trending = trending
         self._catalogue = catalogue
 
     def enabled(self, _context: FeedContext) -> bool:
@@ -51,12 +51,12 @@ class TrendingSource:
 
     async def candidates(self, context: FeedContext, count: int) -> list[Candidate]:
         """See `Source`; scored by decayed weight."""
-        videos = await self._projection.trending(0, _MARGIN * count + context.excluded_count)
-        owners = await self._catalogue.owners(video.video_id for video in videos)
+        page = await self._trending.top(_MARGIN * count + context.excluded_count)
+        briefs = await self._catalogue.briefs(video.video_id for video in page.videos)
         return [
-            Candidate(video.video_id, self.source, video.score, hash_id(owners[video.video_id]))
-            for video in videos
-            if video.video_id in owners
+            Candidate(video.video_id, self.source, video.score, hash_id(briefs[video.video_id].owner_id))
+            for video in page.videos
+            if video.video_id in briefs
         ]
 
 

@@ -1,6 +1,6 @@
-"""The kinds of interaction, numbered as in `keek.v1.InteractionKind`."""
+"""The kinds of interaction, numbered as in `keek.v1.InteractionKind`, and what trending is kept for."""
 
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 
 class InteractionKind(IntEnum):
@@ -11,3 +11,18 @@ class InteractionKind(IntEnum):
     SAVE = 3
     SHARE = 4
     SKIP = 5
+
+
+class TrendingScope(StrEnum):
+    """What trending is kept for, beside everything."""
+
+    TAG = "tag"
+    REGION = "region"
+
+    def of(self, value: str) -> str:
+        """The scope of one tag or region."""
+        return f"{self.value}:{value}"
+
+
+EVERYTHING = ""
+"""The scope of all interactions."""

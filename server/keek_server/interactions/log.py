@@ -3,30 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keek_server.batching import Batcher
 from keek_server.clock import now_us
+from keek_server.interactions.append import Interaction, append
 from keek_server.interactions.kinds import InteractionKind
 from keek_server.storage.database import Database
+from keek_server.storage.partitions import MonthlyPartitions
 from keek_server.storage.tables import interactions as table
+from keek_server.storage.tables import log_identity
 
-_MAX_ROWS = 1000
 _MAX_WAITING = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Interaction:
-    """One feedback event, as the client sent it."""
-
-    event_id: UUID
-    user_id: str
-    video_id: str
-    kind: InteractionKind
-    event_time_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +28,9 @@ class LoggedInteraction:
     video_id: str
     kind: InteractionKind
     event_time_us: int
+    record_time_us: int
+    region: str
+    tags: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +43,58 @@ class Appended:
     """All of them stand in the log at this sequence number or before."""
 
 
+@dataclass(frozen=True, slots=True)
+class LogExtent:
+    """What the log holds."""
+
+    log_id: str
+    pruned_seq: int
+    """Rows up to here are gone by retention; 0 when none is."""
+    last_seq: int
+    """0 when there was never a row."""
+
+
 class InteractionLog:
     """Appends by group commit; reads in commit order."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, max_rows: int = 1000, max_delay_s: float = 5.0) -> None:
+        """
+        Args:
+            database: Holds the log.
+            max_rows: The most rows of one transaction.
+            max_delay_s: The longest that events wait for their transaction to begin.
+        """
         self._database = database
+        self._partitions = MonthlyPartitions(database, table.c.record_time_us)
         self._batcher: Batcher[Sequence[Interaction], Appended] = Batcher(
-            self._commit, max_weight=_MAX_ROWS, max_waiting=_MAX_WAITING, weigh=len
+            self.commit, max_weight=max_rows, max_waiting=_MAX_WAITING, max_delay_s=max_delay_s, weigh=len
         )
 
     async def append(self, events: Sequence[Interaction]) -> Appended:
         """Stores all of `events` or none, and returns after their transaction committed.
 
+        What waits at the same time shares a transaction.
+
         Raises:
             UnavailableError: When the database is down or late.
         """
         return await self._batcher.submit(events)
+
+    async def commit(self, batch: Sequence[Sequence[Interaction]]) -> list[Appended]:
+        """Appends several lists of events in one transaction of their own.
+
+        Raises:
+            UnavailableError: When the database is down or late.
+        """
+        record_time_us = now_us()
+        await self._partitions.cover(record_time_us)
+        events = [event for events in batch for event in events]
+        async with self._database.write() as connection:
+            await self._database.lock_log(connection)
+            new = await append(connection, events, record_time_us)
+            # What was there before stands somewhere behind the newest row.
+            seq = max(new.values()) if len(new) == len(events) else await _last_seq(connection)
+        return [_appended(events, new, seq) for events in batch]
 
     async def read(self, after_seq: int, limit: int) -> list[LoggedInteraction]:
         """The next rows of the log behind `after_seq`, in commit order."""
@@ -77,10 +106,24 @@ class InteractionLog:
         query = _COLUMNS.where(table.c.user_id == user_id).order_by(table.c.seq.desc()).limit(limit)
         return (await self._rows(query))[::-1]
 
-    async def last_seq(self) -> int:
-        """The sequence number of the newest row; 0 when the log is empty."""
+    async def extent(self) -> LogExtent:
+        """What the log holds at this moment."""
         async with self._database.read() as connection:
-            return await _last_seq(connection)
+            log_id, pruned_seq = (await connection.execute(_IDENTITY)).one()
+            return LogExtent(log_id, pruned_seq, max(pruned_seq, await _last_seq(connection)))
+
+    async def prune(self, before_us: int) -> bool:
+        """Removes a bounded piece of the whole months before a time; False when none is left.
+
+        Raises:
+            UnavailableError: When the database is down or late.
+        """
+        async with self._database.write() as connection:
+            await self._database.lock_log(connection)
+            pruned_seq = await self._partitions.prune(connection, before_us)
+            if pruned_seq:
+                await connection.execute(log_identity.update().values(pruned_seq=pruned_seq))
+        return pruned_seq > 0
 
     async def aclose(self) -> None:
         """Waits for what is being committed."""
@@ -89,40 +132,26 @@ class InteractionLog:
     async def _rows(self, query: sa.Select[Any]) -> list[LoggedInteraction]:
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-        return [LoggedInteraction(r[0], r[1], r[2], InteractionKind(r[3]), r[4]) for r in rows]
-
-    async def _commit(self, batch: list[Sequence[Interaction]]) -> list[Appended]:
-        record_time_us = now_us()
-        rows = [_row(event, record_time_us) for events in batch for event in events]
-        async with self._database.write() as connection:
-            await self._database.lock_log(connection)
-            before = await _last_seq(connection)
-            await connection.execute(self._database.insert(table).on_conflict_do_nothing(), rows)
-            # Nobody else appends before this transaction ends: what stands behind `before` is ours.
-            appended = sa.select(table.c.event_id, table.c.seq).where(table.c.seq > before)
-            new = {event_id: seq for event_id, seq in (await connection.execute(appended)).all()}  # noqa: C416
-        seq = max(new.values(), default=before)
-        return [_appended(events, new, seq) for events in batch]
+        return [LoggedInteraction(r[0], r[1], r[2], InteractionKind(r[3]), *r[4:]) for r in rows]
 
 
-_COLUMNS = sa.select(table.c.seq, table.c.user_id, table.c.video_id, table.c.kind, table.c.event_time_us)
+_IDENTITY = sa.select(log_identity.c.log_id, log_identity.c.pruned_seq)
+_COLUMNS = sa.select(
+    table.c.seq,
+    table.c.user_id,
+    table.c.video_id,
+    table.c.kind,
+    table.c.event_time_us,
+    table.c.record_time_us,
+    table.c.region,
+    table.c.tags,
+)
 
 
 async def _last_seq(connection: AsyncConnection) -> int:
     return (await connection.execute(sa.select(sa.func.max(table.c.seq)))).scalar_one() or 0
 
 
-def _row(event: Interaction, record_time_us: int) -> dict[str, Any]:
-    return {
-        "event_id": event.event_id,
-        "user_id": event.user_id,
-        "video_id": event.video_id,
-        "kind": int(event.kind),
-        "event_time_us": event.event_time_us,
-        "record_time_us": record_time_us,
-    }
-
-
-def _appended(events: Sequence[Interaction], new: dict[UUID, int], seq: int) -> Appended:
+def _appended(events: Sequence[Interaction], new: dict[Any, int], seq: int) -> Appended:
     # Popped, so that of two copies in one batch the first alone counts as created.
     return Appended(tuple(new.pop(event.event_id, None) is not None for event in events), seq)

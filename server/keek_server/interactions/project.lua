@@ -1,63 +1,150 @@
--- Applies rows of the log to the projection, in one step with the watermark.
+-- Applies rows of the log to one generation of the projection, in one step with its watermark.
 --
--- KEYS[1]  watermark: the sequence number of the last row applied
--- ARGV[1]  watermark that the caller read the rows behind; the rows are applied
---          only if it still stands, so any number of projectors apply each row once
--- ARGV[2]  watermark after these rows
--- ARGV[3]  key prefix; it holds the hash tag that keeps all keys in one slot
--- ARGV[4]  interactions kept as a user's history
--- ARGV[5]  videos kept as seen by a user
--- ARGV[6]  videos kept as trending
--- ARGV[7]  half-life in seconds
--- ARGV[8]  window in seconds
--- ARGV[9...]  six values a row: sequence number, user, video, kind, event time in
---             microseconds, log2 of the kind's weight ('' when it weighs nothing)
+-- KEYS[1]  lease: the token of the projector that may write
+-- KEYS[2]  state of the generation: a hash whose field `seq` is the watermark
+-- ARGV[1]  the caller's token
+-- ARGV[2]  how long the lease holds from now on, milliseconds
+-- ARGV[3]  watermark that the caller read the rows behind
+-- ARGV[4]  the generation's key prefix; its hash tag keeps all keys in one slot
+-- ARGV[5]  limits: videos that trend everywhere, in one scope, that rise everywhere, interactions
+--          in a history, videos seen, interactions remembered as counted
+-- ARGV[6]  the rows as MessagePack:
+--          [seq, user, video, "kind:time", window, x, kind, x_rising, [scope, ...]]
+--          x is log2 of what the row adds to trending; what follows "kind:time" is absent when it
+--          adds nothing, and the scopes when there are none
+-- ARGV[7]  what the last row is recognised by, kept with the watermark
 --
--- Returns the watermark that stands afterwards.
-local standing = redis.call('GET', KEYS[1]) or '0'
-if standing ~= ARGV[1] then
-  return standing
+-- Returns the watermark that stands afterwards; nil when the lease is another's by now.
+--
+-- The result depends on the order of the rows alone, not on how they are split into calls: what is
+-- trimmed is trimmed at the row that makes it too long.
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then
+  return false
+end
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+local standing = redis.call('HGET', KEYS[2], 'seq') or '-1'
+if standing ~= ARGV[3] then
+  return tonumber(standing)
 end
 
-local prefix = ARGV[3]
-local history_limit, seen_limit, trending_limit = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local half_life_s, window_s = tonumber(ARGV[7]), tonumber(ARGV[8])
-local trending = prefix .. 'trending'
-local touched = {}
+local call, log = redis.call, math.log
+local prefix = ARGV[4]
+local history_prefix, seen_prefix, counted_prefix =
+  prefix .. 'history:', prefix .. 'seen:', prefix .. 'counted:'
+local trending_limit, scope_limit, rising_limit, history_limit, seen_limit, counted_limit =
+  unpack(cjson.decode(ARGV[5]))
+-- A user with fewer rows than this has nothing to trim.
+local few = math.min(history_limit, seen_limit, counted_limit)
+-- A board grows this much over its limit before the weakest go, all at once.
+local SLACK = 1000
+local LOG2 = log(2)
 
--- Forward decay (Cormode et al., "Forward Decay", 2009) with scores kept as log2, so that
--- nothing overflows and late events are exact: a weight w at time t adds w * 2^(t/half_life).
-local function add_to_trending(video, seconds, log2_weight)
-  local x = seconds / half_life_s + log2_weight
-  local s = tonumber(redis.call('ZSCORE', trending, video) or '-inf')
-  local high, low = math.max(s, x), math.min(s, x)
-  local sum = high + math.log(1 + 2 ^ (low - high)) / math.log(2)
-  redis.call('ZADD', trending, string.format('%.17g', sum), video)
+-- What the rows add, by scope: videos in the order of the rows, and the addends of each.
+local boards, scopes_in_order = {}, {}
+
+local function collect(scope, video, x, x_rising)
+  local board = boards[scope]
+  if not board then
+    board = {videos = {}, x = {}, x_rising = {}, count = 0}
+    boards[scope] = board
+    scopes_in_order[#scopes_in_order + 1] = scope
+  end
+  local count = board.count + 1
+  board.count, board.videos[count], board.x[count], board.x_rising[count] = count, video, x, x_rising
 end
 
-for i = 9, #ARGV, 6 do
-  local seq, user, video, kind, time_us, log2_weight = unpack(ARGV, i, i + 5)
-  local seconds = tonumber(time_us) / 1e6
-  local history, seen = prefix .. 'history:' .. user, prefix .. 'seen:' .. user
-  redis.call('RPUSH', history, kind .. ':' .. time_us .. ':' .. video)
-  redis.call('ZADD', seen, seq, video)
-  touched[user] = true
-  if log2_weight ~= '' then
-    -- One user counts once per video, kind and window. Windows are aligned to the epoch, so
-    -- that the order in which events arrive does not matter.
-    local window = math.floor(seconds / window_s)
-    local counted = prefix .. 'counted:' .. user
-    if redis.call('ZADD', counted, 'NX', window, window .. ':' .. kind .. ':' .. video) == 1 then
-      add_to_trending(video, seconds, tonumber(log2_weight))
+-- Forward decay (Cormode et al., "Forward Decay", 2009) with scores kept as log2, so that nothing
+-- overflows and late events are exact: a weight w at time t adds w * 2^(t/half_life).
+local function log2_add(a, b)
+  if a < b then
+    a, b = b, a
+  end
+  return a + log(1 + 2 ^ (b - a)) / LOG2
+end
+
+local function put_together(key, videos, addends, scores)
+  local arguments, placed, count = {}, {}, 0
+  for i = 1, #videos do
+    local video = videos[i]
+    local place = placed[video]
+    if place then
+      arguments[place] = log2_add(arguments[place], addends[i])
+    else
+      local score = scores[i]
+      placed[video] = count + 1
+      arguments[count + 1] = score and log2_add(tonumber(score), addends[i]) or addends[i]
+      arguments[count + 2] = video
+      count = count + 2
+    end
+  end
+  -- Redis writes numbers with the 17 digits that make them exact.
+  call('ZADD', key, unpack(arguments))
+end
+
+local function put_one_by_one(key, videos, addends, limit)
+  for i = 1, #videos do
+    local score = call('ZSCORE', key, videos[i])
+    call('ZADD', key, score and log2_add(tonumber(score), addends[i]) or addends[i], videos[i])
+    if call('ZCARD', key) > limit + SLACK then
+      call('ZREMRANGEBYRANK', key, 0, -limit - 1)
     end
   end
 end
 
-for user in pairs(touched) do
-  redis.call('LTRIM', prefix .. 'history:' .. user, -history_limit, -1)
-  redis.call('ZREMRANGEBYRANK', prefix .. 'seen:' .. user, 0, -seen_limit - 1)
-  redis.call('ZREMRANGEBYRANK', prefix .. 'counted:' .. user, 0, -4 * seen_limit - 1)
+local function put(key, videos, addends, limit)
+  local scores = call('ZMSCORE', key, unpack(videos))
+  -- Counts a new video more than once at worst: then the slower way is taken a little early, to the
+  -- same result.
+  local added = 0
+  for i = 1, #videos do
+    if not scores[i] then
+      added = added + 1
+    end
+  end
+  if call('ZCARD', key) + added > limit + SLACK then
+    put_one_by_one(key, videos, addends, limit)
+  else
+    put_together(key, videos, addends, scores)
+  end
 end
-redis.call('ZREMRANGEBYRANK', trending, 0, -trending_limit - 1)
-redis.call('SET', KEYS[1], ARGV[2])
-return ARGV[2]
+
+local rows = cmsgpack.unpack(ARGV[6])
+for i = 1, #rows do
+  local row = rows[i]
+  local user, video, event, x = row[2], row[3], row[4], row[6]
+  local length = call('RPUSH', history_prefix .. user, event .. ':' .. video)
+  call('ZADD', seen_prefix .. user, row[1], video)
+  if length > few then
+    call('LTRIM', history_prefix .. user, -history_limit, -1)
+    call('ZREMRANGEBYRANK', seen_prefix .. user, 0, -seen_limit - 1)
+  end
+  if x then
+    -- One user counts once per video, kind and window.
+    local window = row[5]
+    local counted = counted_prefix .. user
+    if call('ZADD', counted, 'NX', window, window .. ':' .. row[7] .. ':' .. video) == 1 then
+      if length > few then
+        call('ZREMRANGEBYRANK', counted, 0, -counted_limit - 1)
+      end
+      collect('', video, x, row[8])
+      local scopes = row[9]
+      if scopes then
+        for j = 1, #scopes do
+          collect(scopes[j], video, x, row[8])
+        end
+      end
+    end
+  end
+end
+
+for i = 1, #scopes_in_order do
+  local scope = scopes_in_order[i]
+  local board = boards[scope]
+  local is_all = scope == ''
+  put(prefix .. 'trending:' .. scope, board.videos, board.x, is_all and trending_limit or scope_limit)
+  put(prefix .. 'rising:' .. scope, board.videos, board.x_rising, is_all and rising_limit or scope_limit)
+end
+
+local last = string.format('%.0f', rows[#rows][1])
+call('HSET', KEYS[2], 'seq', last, 'tail', ARGV[7])
+return tonumber(last)

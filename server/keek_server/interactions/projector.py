@@ -2,68 +2,232 @@
 
 import asyncio
 import logging
+import time
+from contextlib import suppress
+from dataclasses import dataclass
 
-from keek_server.errors import UnavailableError
-from keek_server.interactions.log import InteractionLog
+from keek_server import metrics
+from keek_server.clock import now_us
+from keek_server.errors import KeekError
+from keek_server.interactions.log import InteractionLog, LoggedInteraction
 from keek_server.interactions.projection import Projection
+from keek_server.interactions.writer import Generation, Lease, LeaseLostError, ProjectionWriter, tail_of
+from keek_server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 _ROWS = 1000
-_POLL_S = 1.0
+_RETRY_S = 0.5
+_WAIT_POLL_S = 0.005
+_INSPECT_S = 10.0
+
+
+@dataclass(slots=True)
+class _Target:
+    """A generation that this projector advances."""
+
+    number: int
+    seq: int
 
 
 class Projector:
-    """Applies what stands in the log behind the watermark, for as long as it runs.
+    """Applies what stands in the log behind the watermark, for as long as it holds the lease.
 
-    Rows that this server appended are applied at once (`notify`); those of other servers
-    and of imports within a second. An empty Redis is noticed by its watermark and rebuilt.
+    Each server runs one, and one of them holds the lease; the others stand by, and one takes over
+    when it runs out. Rows that the holder's own server appended are applied at once (`notify`),
+    those of other servers within `projection_poll_s`. Where Redis holds no projection of this log, or one
+    that a replay would not give, a new generation is built while the old one, if there is one, is
+    still read.
     """
 
-    def __init__(self, log: InteractionLog, projection: Projection) -> None:
+    def __init__(
+        self, log: InteractionLog, projection: Projection, writer: ProjectionWriter, settings: Settings
+    ) -> None:
         self._log = log
         self._projection = projection
+        self._writer = writer
+        self._renew_s = settings.projection_lease_s / 4
+        self._poll_s = settings.projection_poll_s
         self._wake = asyncio.Event()
         self._advanced = asyncio.Condition()
         self._applied = 0
+        self._waiting = 0
+        self._token = ""
+        self._renewed = self._inspected = 0.0
+        self._serving: _Target | None = None
+        self._building: _Target | None = None
+        self._cleaning: asyncio.Task[None] | None = None
+
+    @property
+    def holds_lease(self) -> bool:
+        """Whether this projector is the one that acts, as far as it knows."""
+        return bool(self._token)
 
     def notify(self) -> None:
         """Says that the log has grown."""
         self._wake.set()
 
     async def wait_for(self, seq: int, timeout_s: float) -> bool:
-        """Waits until the projection has reached `seq`; False when it has not in time."""
+        """Waits until readers see the projection at `seq` or later; False when they do not in time."""
+        self._waiting += 1
+        self._wake.set()
         try:
             async with asyncio.timeout(timeout_s), self._advanced:
                 await self._advanced.wait_for(lambda: self._applied >= seq)
         except TimeoutError:
             return False
+        finally:
+            self._waiting -= 1
         return True
 
     async def run(self) -> None:
-        """Follows the log until cancelled."""
-        while True:
-            self._wake.clear()
-            try:
-                await self.catch_up()
-            except UnavailableError as error:
-                logger.warning("the projection waits: %s", error)
-                await asyncio.sleep(_POLL_S)
-                continue
-            try:
-                async with asyncio.timeout(_POLL_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+        """Follows the log until cancelled; then gives the lease back."""
+        try:
+            while True:
+                try:
+                    await self._turn()
+                except KeekError as error:
+                    logger.warning("the projection waits: %s", error)
+                    if isinstance(error, LeaseLostError):
+                        self._step_down()
+                    await asyncio.sleep(_RETRY_S)
+        finally:
+            await self._leave()
 
-    async def catch_up(self) -> None:
-        """Applies everything that stands in the log now."""
-        await self._advance_to(await self._projection.watermark())
-        while rows := await self._log.read(self._applied, _ROWS):
-            await self._advance_to(await self._projection.apply(self._applied, rows))
+    async def _turn(self) -> None:
+        """One round: keep the lease, then apply what there is, or wait for more."""
+        lease = await self._keep_lease()
+        if lease is None:
+            await self._stand_by()
+            return
+        if await self._needs_build(lease):
+            self._building = await self._begin()
+        self._wake.clear()
+        await self._advance_serving()
+        await self._advance_building()
+        if self._building is None:
+            await self._wait(self._poll_s)
+
+    async def _keep_lease(self) -> Lease | None:
+        if self._token and time.monotonic() - self._renewed < self._renew_s:
+            return Lease(self._token, rebuild_wanted=False)
+        lease = await self._writer.acquire(self._token)
+        self._renewed = time.monotonic()
+        if lease is None or lease.token != self._token:
+            self._step_down()
+            self._token = lease.token if lease else ""
+            metrics.projector_active.set(self.holds_lease)
+        return lease
+
+    def _step_down(self) -> None:
+        self._token = ""
+        self._serving = self._building = None
+        self._inspected = 0.0
+        metrics.projector_active.set(0)
+
+    async def _stand_by(self) -> None:
+        """Watches the other's progress while somebody waits for it, until it is time to ask for the lease."""
+        until = time.monotonic() + self._renew_s
+        while (left_s := until - time.monotonic()) > 0:
+            self._wake.clear()
+            if self._waiting:
+                await self._advance_to(await self._projection.watermark())
+                await asyncio.sleep(_WAIT_POLL_S)
+            else:
+                await self._wait(left_s)
+
+    async def _needs_build(self, lease: Lease) -> bool:
+        if self._building is not None:
+            return False
+        due = time.monotonic() - self._inspected > _INSPECT_S
+        if not due:
+            return lease.rebuild_wanted
+        self._inspected = time.monotonic()
+        return await self._inspect() or lease.rebuild_wanted
+
+    async def _inspect(self) -> bool:
+        """Compares the current generation with the log; True when another one has to be built."""
+        current = await self._writer.current()
+        if current is None:
+            self._serving = None
+            return True
+        if not await self._is_of_this_log(current):
+            logger.warning("Redis holds rows that the log does not: nobody reads it until it is built anew")
+            self._serving = None
+            await self._writer.retract(self._token)
+            return True
+        if current.source != self._writer.source(await self._log.extent()):
+            # It stays as it is, and is read, until the next one is complete.
+            self._serving = None
+            return True
+        if self._serving is None:
+            self._serving = _Target(current.number, current.seq)
+            await self._advance_to(current.seq)
+        # A newer one is what a projector left that died while it built.
+        return max(await self._writer.generations(), default=0) > current.number
+
+    async def _is_of_this_log(self, current: Generation) -> bool:
+        if current.seq == 0:
+            return True
+        extent = await self._log.extent()
+        if current.seq > extent.last_seq:
+            return False
+        rows = await self._log.read(current.seq - 1, 1)
+        return current.seq <= extent.pruned_seq or (bool(rows) and tail_of(rows[0]) == current.tail)
+
+    async def _begin(self) -> _Target:
+        number = await self._writer.begin(self._token, self._writer.source(await self._log.extent()))
+        logger.info("building generation %d of the projection", number)
+        return _Target(number, 0)
+
+    async def _advance_serving(self) -> None:
+        if self._serving is None:
+            return
+        while rows := await self._apply(self._serving):
+            metrics.projection_lag.observe(max(0.0, (now_us() - rows[0].record_time_us) / 1e6))
+            await self._advance_to(self._serving.seq)
+            if len(rows) < _ROWS:
+                return
+
+    async def _advance_building(self) -> None:
+        target = self._building
+        if target is None or await self._apply(target):
+            return
+        await self._writer.publish(self._token, target.number)
+        logger.info("generation %d of the projection is read from now on", target.number)
+        self._serving, self._building = target, None
+        await self._advance_to(target.seq)
+        self._cleaning = asyncio.create_task(self._clean_before(target.number))
+
+    async def _apply(self, target: _Target) -> list[LoggedInteraction]:
+        rows = await self._log.read(target.seq, _ROWS)
+        if rows:
+            target.seq = await self._writer.apply(self._token, target.number, target.seq, rows)
+            self._renewed = time.monotonic()
+        return rows
+
+    async def _clean_before(self, generation: int) -> None:
+        try:
+            await self._writer.drop_before(generation)
+        except KeekError as error:
+            logger.warning("older generations of the projection stay: %s", error)
+
+    async def _wait(self, seconds: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
 
     async def _advance_to(self, seq: int) -> None:
         async with self._advanced:
             # Also backwards: an emptied Redis starts again from 0.
             self._applied = seq
             self._advanced.notify_all()
+        metrics.projection_seq.set(seq)
+
+    async def _leave(self) -> None:
+        if self._cleaning is not None:
+            self._cleaning.cancel()
+        if self._token:
+            with suppress(KeekError):
+                await self._writer.release(self._token)
+            self._step_down()

@@ -1,10 +1,12 @@
 """Recording feedback: known videos alone, acknowledged after the commit."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from keek_server import metrics
 from keek_server.errors import NotFoundError
-from keek_server.interactions.log import Interaction, InteractionLog
+from keek_server.interactions.append import Interaction
+from keek_server.interactions.log import Appended, InteractionLog
 from keek_server.interactions.projector import Projector
 from keek_server.videos.catalogue import Catalogue
 
@@ -49,24 +51,36 @@ class Recorder:
             NotFoundError: When its video is not known; nothing is stored.
             UnavailableError: When the database is down.
         """
-        if not await self._catalogue.owners([interaction.video_id]):
+        (tagged,) = await self._tagged([interaction])
+        if tagged is None:
             raise NotFoundError(f"no video {interaction.video_id!r}")
-        appended = await self._log.append([interaction])
-        self._projector.notify()
+        appended = await self._append([tagged])
         in_feed = wait_for_feed and await self._projector.wait_for(appended.seq, self._wait_for_feed_s)
         return appended.created[0], in_feed
 
     async def record_many(self, interactions: Sequence[Interaction], result: Recorded) -> None:
         """Records those whose videos are known, in one transaction, and counts into `result`."""
-        known = await self._catalogue.owners(interaction.video_id for interaction in interactions)
-        accepted = [interaction for interaction in interactions if interaction.video_id in known]
-        for interaction in interactions:
-            if interaction.video_id not in known:
+        tagged = await self._tagged(interactions)
+        for interaction, known in zip(interactions, tagged, strict=True):
+            if known is None:
                 result.reject(interaction)
+        accepted = [known for known in tagged if known is not None]
         if not accepted:
             return
-        appended = await self._log.append(accepted)
-        self._projector.notify()
-        created = sum(appended.created)
+        created = sum((await self._append(accepted)).created)
         result.created += created
         result.duplicate += len(accepted) - created
+
+    async def _tagged(self, interactions: Sequence[Interaction]) -> list[Interaction | None]:
+        """Each interaction with its video's tags; None where the video is not known."""
+        briefs = await self._catalogue.briefs(interaction.video_id for interaction in interactions)
+        return [
+            replace(interaction, tags=brief.tags) if (brief := briefs.get(interaction.video_id)) else None
+            for interaction in interactions
+        ]
+
+    async def _append(self, interactions: Sequence[Interaction]) -> Appended:
+        appended = await self._log.append(interactions)
+        self._projector.notify()
+        metrics.log_seq.set(appended.seq)
+        return appended

@@ -50,7 +50,7 @@ class FeedServicer(feed_service_pb2_grpc.FeedServiceServicer):
     async def ExplainFeed(self, request: pb.ExplainFeedRequest, context: Context) -> pb.ExplainFeedResponse:
         """The page that ListFeed would give, and why."""
         page = await self._page(request.user_id, request.page_size, (), context)
-        known = await self._catalogue.owners(request.video_ids)
+        known = await self._catalogue.briefs(request.video_ids)
         encoded = _encode(page, pb.ListFeedResponse)
         response = pb.ExplainFeedResponse(
             items=encoded.items,

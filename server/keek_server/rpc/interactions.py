@@ -6,8 +6,8 @@ from uuid import UUID
 from keek.v1 import interaction_service_pb2 as pb
 from keek.v1 import interaction_service_pb2_grpc
 from keek_server.clock import now_us
+from keek_server.interactions.append import Interaction
 from keek_server.interactions.kinds import InteractionKind
-from keek_server.interactions.log import Interaction
 from keek_server.interactions.recorder import Recorded, Recorder
 from keek_server.rpc.guard import Context
 
@@ -53,4 +53,5 @@ def _decode(message: pb.Interaction) -> Interaction:
         message.video_id,
         InteractionKind(message.kind),
         message.event_time.ToMicroseconds() if has_time else now_us(),
+        message.region,
     )

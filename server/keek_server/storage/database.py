@@ -3,19 +3,23 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from keek_server.errors import SetupError, UnavailableError
 from keek_server.settings import Settings
+from keek_server.startup import wait_until_ready
 from keek_server.storage import tables
+from keek_server.storage.migrate import upgrade
 
 _WRITE_LOCK = 0x6B65656B  # "keek": the advisory lock that puts commits of the log in one order
+_IDLE_TRANSACTION_MS = 15_000
 
 
 class Database:
@@ -25,6 +29,8 @@ class Database:
         self.engine = engine
         self._deadline_s = deadline_s
         self.is_sqlite = engine.dialect.name == "sqlite"
+        # SQLite has one writer: who waits here is woken at once, who waits there sleeps and tries.
+        self._turn = asyncio.Lock() if self.is_sqlite else None
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -35,7 +41,11 @@ class Database:
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that commits when the block ends, and rolls back when it raises."""
-        async with self._translated(), self.engine.connect() as connection:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._translated())
+            if self._turn is not None:
+                await stack.enter_async_context(self._turn)
+            connection = await stack.enter_async_context(self.engine.connect())
             if self.is_sqlite:
                 # Taking the write lock at once: a later upgrade of a read lock can fail as busy.
                 connection = await connection.execution_options(keek_begin="BEGIN IMMEDIATE")
@@ -62,16 +72,25 @@ class Database:
                 yield
         except TimeoutError as error:
             raise UnavailableError(f"the database took longer than {self._deadline_s:g} s") from error
-        except (sa.exc.OperationalError, sa.exc.InterfaceError, OSError) as error:
+        except _MISTAKES:
+            raise
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError, *_CONNECTING, OSError) as error:
             raise UnavailableError("the database is not reachable") from error
+
+
+# A fault of a statement or of its values: the same again would fail again.
+_MISTAKES = (sa.exc.ProgrammingError, sa.exc.IntegrityError, sa.exc.DataError, sa.exc.NotSupportedError)
+# What asyncpg raises while it connects, SQLAlchemy passes on as it is.
+_CONNECTING = (asyncpg.PostgresError, asyncpg.InterfaceError)
 
 
 @asynccontextmanager
 async def open_database(settings: Settings) -> AsyncIterator[Database]:
-    """Connects, makes the tables that are missing, and disposes of the pool at the end.
+    """Connects, brings the schema up to date, and disposes of the pool at the end.
 
     Raises:
-        SetupError: When the database cannot be reached within `startup_timeout_s`.
+        SetupError: When the database cannot be reached within `startup_timeout_s`, or its schema
+            is of another version.
     """
     engine = _engine(settings.database_url)
     database = Database(engine, deadline_s=settings.sql_deadline_s)
@@ -82,16 +101,12 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         await engine.dispose()
 
 
-async def read_log_id(database: Database) -> str:
-    """The identity of this database's log, 32 hexadecimal digits."""
-    async with database.read() as connection:
-        return str((await connection.execute(sa.select(tables.log_identity.c.log_id))).scalar_one())
-
-
 def _engine(url: str) -> AsyncEngine:
     parsed = sa.make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return create_async_engine(url, pool_pre_ping=True)
+        # A server that vanishes in a transaction must not keep the log's lock.
+        limits = {"server_settings": {"idle_in_transaction_session_timeout": str(_IDLE_TRANSACTION_MS)}}
+        return create_async_engine(url, pool_pre_ping=True, connect_args=limits)
     if parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_async_engine(url, connect_args={"timeout": 5.0})
@@ -115,13 +130,35 @@ def _begin_sqlite(connection: sa.Connection) -> None:
 
 
 async def _prepare(database: Database, settings: Settings) -> None:
+    shown = sa.make_url(settings.database_url).render_as_string(hide_password=True)
+
+    async def check() -> bool:
+        try:
+            async with database.read():
+                return True
+        except UnavailableError as error:
+            # Callers are not told, but who starts the server is.
+            raise UnavailableError(_reason(error)) from error
+
+    await wait_until_ready(
+        f"database at {shown} (KEEK_DATABASE_URL)",
+        check,
+        (UnavailableError,),
+        timeout_s=settings.startup_timeout_s,
+    )
     try:
-        async with asyncio.timeout(settings.startup_timeout_s), database.write() as connection:
+        async with database.write() as connection:
             await database.lock_log(connection)
-            await connection.run_sync(tables.metadata.create_all)
+            await connection.run_sync(upgrade)
             if (await connection.execute(sa.select(tables.log_identity.c.log_id))).first() is None:
-                await connection.execute(tables.log_identity.insert().values(log_id=uuid.uuid4().hex))
-    except (UnavailableError, TimeoutError) as error:
-        shown = sa.make_url(settings.database_url).render_as_string(hide_password=True)
-        cause = error.__cause__ or error
-        raise SetupError(f"no database at {shown}: {cause} (KEEK_DATABASE_URL)") from error
+                identity = {"log_id": uuid.uuid4().hex, "pruned_seq": 0}
+                await connection.execute(tables.log_identity.insert().values(identity))
+    except (UnavailableError, SetupError) as error:
+        reason = _reason(error)
+        raise SetupError(f"the database at {shown} cannot be used: {reason} (KEEK_DATABASE_URL)") from error
+
+
+def _reason(error: Exception) -> str:
+    """The driver's own words, in one line; SQLAlchemy's would show statements and values."""
+    cause = error.__cause__ or error
+    return str(getattr(cause, "orig", cause)).partition("\n")[0]

@@ -1,4 +1,8 @@
-"""The SQL tables. Times are integer microseconds since the Unix epoch, in UTC."""
+"""The SQL tables, as queries see them. Times are integer microseconds since the Unix epoch, in UTC.
+
+The migrations make them (`keek_server.storage.migrations`). On PostgreSQL they partition
+`interactions` and `exposures` by month (`keek_server.storage.partitions`).
+"""
 
 from sqlalchemy import (
     JSON,
@@ -31,6 +35,9 @@ log_identity = Table(
     metadata,
     # One row. Names this log, so that a projection of another one is recognised.
     Column("log_id", String(32), primary_key=True),
+    # Rows up to this sequence number are gone by retention: a projection that still counts them
+    # is not what a replay would give.
+    Column("pruned_seq", BigInteger, nullable=False),
 )
 
 videos = Table(
@@ -56,6 +63,10 @@ interactions = Table(
     Column("kind", SmallInteger, nullable=False),
     Column("event_time_us", BigInteger, nullable=False),
     Column("record_time_us", BigInteger, nullable=False),
+    # What trending is counted by beside everything, as it was when the row was recorded: a video
+    # that is tagged anew must not change what a replay gives. Empty when unknown.
+    Column("region", String(16), nullable=False),
+    Column("tags", JSON, nullable=False),
     Index("ix_interactions_user_id_seq", "user_id", "seq"),
     sqlite_autoincrement=True,
 )

@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
@@ -10,7 +11,7 @@ from keek_server.errors import NotFoundError
 from keek_server.storage.database import Database
 from keek_server.storage.tables import videos as table
 
-_OWNERS_REMEMBERED = 200_000
+_BRIEFS_REMEMBERED = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +28,20 @@ class Video:
     create_time_us: int
 
 
+class Brief(NamedTuple):
+    """What the request path needs to know of a video."""
+
+    owner_id: str
+    tags: tuple[str, ...]
+
+
 class Catalogue:
-    """Reads and writes videos; remembers the owners of those it was asked for."""
+    """Reads and writes videos; remembers the briefs of those it was asked for."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        # Who owns what changes so rarely that a stale owner is harmless: it moves a cap, no more.
-        self._owners: OrderedDict[str, str] = OrderedDict()
+        # They change so rarely that a stale one is harmless: it moves a cap, or a place in a tag's list.
+        self._briefs: OrderedDict[str, Brief] = OrderedDict()
 
     async def get(self, video_id: str) -> Video:
         """
@@ -67,28 +75,29 @@ class Catalogue:
             set_={name: insert.excluded[name] for name in table.c.keys() if name != "video_id"},  # noqa: SIM118
         )
         async with self._database.write() as connection:
-            known = await connection.execute(_OWNERS.where(table.c.video_id.in_(ids)))
+            known = await connection.execute(_IDS.where(table.c.video_id.in_(ids)))
             created = len(ids) - len(known.all())
             await connection.execute(upsert, [asdict(video) for video in videos])
         for video_id in ids:
-            self._owners.pop(video_id, None)
+            self._briefs.pop(video_id, None)
         return created
 
-    async def owners(self, video_ids: Iterable[str]) -> dict[str, str]:
-        """The owner of each video that is known; unknown videos are absent."""
+    async def briefs(self, video_ids: Iterable[str]) -> dict[str, Brief]:
+        """The brief of each video that is known; unknown videos are absent."""
         wanted = set(video_ids)
-        found = {video_id: self._owners[video_id] for video_id in wanted if video_id in self._owners}
+        found = {video_id: self._briefs[video_id] for video_id in wanted if video_id in self._briefs}
         if missing := wanted - found.keys():
             async with self._database.read() as connection:
-                rows = (await connection.execute(_OWNERS.where(table.c.video_id.in_(missing)))).all()
-            found.update(rows)
-            self._remember(rows)
+                rows = (await connection.execute(_BRIEFS.where(table.c.video_id.in_(missing)))).all()
+            read = {video_id: Brief(owner_id, tuple(tags)) for video_id, owner_id, tags in rows}
+            found.update(read)
+            self._remember(read)
         return found
 
-    def _remember(self, owners: Iterable[sa.Row[str, str]]) -> None:
-        self._owners.update(owners)
-        while len(self._owners) > _OWNERS_REMEMBERED:
-            self._owners.popitem(last=False)
+    def _remember(self, briefs: dict[str, Brief]) -> None:
+        self._briefs.update(briefs)
+        while len(self._briefs) > _BRIEFS_REMEMBERED:
+            self._briefs.popitem(last=False)
 
 
 _VIDEOS = sa.select(
@@ -99,4 +108,5 @@ _VIDEOS = sa.select(
     table.c.title,
     table.c.create_time_us,
 )
-_OWNERS = sa.select(table.c.video_id, table.c.owner_id)
+_IDS = sa.select(table.c.video_id)
+_BRIEFS = sa.select(table.c.video_id, table.c.owner_id, table.c.tags)

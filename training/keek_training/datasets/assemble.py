@@ -7,7 +7,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from keek_training.datasets.dataset import INTERACTION_SCHEMA, VIDEO_SCHEMA, Dataset, Problem
+from keek_training.datasets.dataset import (
+    INTERACTION_EXTRAS,
+    INTERACTION_SCHEMA,
+    VIDEO_SCHEMA,
+    Dataset,
+    Problem,
+)
 from keek_training.datasets.rows import Rows
 
 
@@ -73,15 +79,23 @@ def reject_unknown(rows: Rows, video_ids: pa.Array, videos: pa.Table) -> None:
 
 
 def interaction_table(
-    user_ids: pa.Array, video_ids: pa.Array, kinds: npt.NDArray[np.int8], event_times_us: pa.Array
+    user_ids: pa.Array,
+    video_ids: pa.Array,
+    kinds: npt.NDArray[np.int8],
+    event_times_us: pa.Array,
+    **extras: pa.Array,
 ) -> pa.Table:
-    """Interactions in the order given, which `assemble` keeps among those of the same time."""
+    """Interactions in the order given, which `assemble` keeps among those of the same time.
+
+    `extras` are columns of INTERACTION_EXTRAS.
+    """
     return pa.table(
         {
             "user_id": user_ids,
             "video_id": video_ids,
             "kind": pa.array(kinds, pa.int8()),
             "event_time_us": pa.array(event_times_us, pa.int64()),
+            **extras,
         }
     )
 
@@ -96,10 +110,12 @@ def assemble(
     """
     interactions = interactions.take(_time_order(interactions))
     videos = _fill_create_times(videos, interactions).sort_by("video_id")
+    extras = [field for field in INTERACTION_EXTRAS if field.name in interactions.column_names]
+    schema = pa.schema([*INTERACTION_SCHEMA, *extras])
     return Dataset(
         name=name,
         videos=videos.select(VIDEO_SCHEMA.names).cast(VIDEO_SCHEMA).combine_chunks(),
-        interactions=interactions.select(INTERACTION_SCHEMA.names).cast(INTERACTION_SCHEMA).combine_chunks(),
+        interactions=interactions.select(schema.names).cast(schema).combine_chunks(),
         problems=list(problems),
     )
 

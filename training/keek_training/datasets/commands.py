@@ -8,10 +8,11 @@ from typing import TypeAlias
 
 from keek_server.errors import SetupError
 from keek_server.storage.database import Database
+from keek_training.datasets import prototype
 from keek_training.datasets.dataset import Dataset, Problem
 from keek_training.datasets.kuairand import PARTS
 from keek_training.datasets.registry import open_dataset
-from keek_training.datasets.store import import_dataset
+from keek_training.datasets.store import import_dataset, load_videos
 from keek_training.datasets.synth import SynthConfig, parse_config, synthesise
 from keek_training.datasets.write import WRITERS
 
@@ -29,10 +30,21 @@ def add_arguments(subparsers: Subparsers) -> None:
 
 def _add_import(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser("import", help="read a data set into the database")
-    parser.add_argument(
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
         "spec",
+        nargs="?",
         metavar="SPEC",
         help="kuairand:DIR, movielens:DIR, prototype:DIR, table:DIR, or synth[:key=value,...]",
+    )
+    source.add_argument(
+        "--interactions",
+        metavar="FILE",
+        type=Path,
+        help="the prototype's interaction_log.csv alone, with videos that are in the database",
+    )
+    parser.add_argument(
+        "--videos", metavar="FILE", type=Path, help="for --interactions: the prototype's videos.csv"
     )
     parser.add_argument(
         "--columns",
@@ -74,12 +86,14 @@ async def run_import(arguments: argparse.Namespace, database: Database) -> int:
         SetupError: When there is no such data set.
         UnavailableError: When the database is down or late.
     """
-    # Reading takes seconds: not on the event loop.
-    dataset = await asyncio.to_thread(
-        open_dataset, arguments.spec, columns=arguments.columns, part=arguments.part
-    )
+    dataset = await _open(arguments, database)
     report_problems(dataset.problems)
-    summary = await import_dataset(database, dataset, progress=sys.stderr.isatty())
+    summary = await import_dataset(
+        database,
+        dataset,
+        store_videos=arguments.interactions is None or arguments.videos is not None,
+        progress=sys.stderr.isatty(),
+    )
     print(
         f"{dataset.name}: {summary.videos_created:,} videos created, {summary.videos_updated:,} updated; "
         f"{summary.interactions_created:,} interactions created, "
@@ -104,6 +118,22 @@ async def run_synth(arguments: argparse.Namespace) -> int:
     for file in files:
         print(f"  {file}")
     return 0
+
+
+async def _open(arguments: argparse.Namespace, database: Database) -> Dataset:
+    """Reads what is imported; that takes seconds, and so is not done on the event loop."""
+    log: Path | None = arguments.interactions
+    if log is None:
+        if arguments.videos is not None:
+            raise SetupError("--videos is for --interactions")
+        return await asyncio.to_thread(
+            open_dataset, arguments.spec, columns=arguments.columns, part=arguments.part
+        )
+    if arguments.columns is not None or arguments.part is not None:
+        raise SetupError("--columns and --part are for a SPEC, not for --interactions")
+    if arguments.videos is not None:
+        return await asyncio.to_thread(prototype.read_files, log, arguments.videos)
+    return await asyncio.to_thread(prototype.read_log, log, await load_videos(database))
 
 
 def report_problems(problems: list[Problem]) -> None:

@@ -27,6 +27,14 @@ INTERACTION_SCHEMA = pa.schema(
 )
 """One row an interaction, sorted by event_time_us."""
 
+INTERACTION_EXTRAS = pa.schema(
+    [
+        pa.field("event_id", pa.string()),  # a UUID; null where the row has none
+        pa.field("region", pa.string(), nullable=False),  # empty when unknown
+    ]
+)
+"""What interactions may have besides: each column is there, or not, as in the data."""
+
 
 @dataclass(frozen=True, slots=True)
 class Problem:
@@ -40,7 +48,10 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Videos (VIDEO_SCHEMA) and interactions (INTERACTION_SCHEMA), and what was left out."""
+    """Videos (VIDEO_SCHEMA) and interactions (INTERACTION_SCHEMA), and what was left out.
+
+    The interactions may have columns of INTERACTION_EXTRAS, too.
+    """
 
     name: str
     videos: pa.Table

@@ -6,27 +6,26 @@ imported could have come in over gRPC.
 
 import json
 import re
-from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from keek_server.clock import now_us
+from keek_server.clock import iso_us, now_us
 from keek_server.interactions.kinds import InteractionKind
 from keek_training.datasets.raw import Int64Array
 from keek_training.datasets.rows import BoolArray, Rows
 
 MAX_ID_BYTES = 128
 MAX_TITLE_BYTES = 512
+MAX_REGION_BYTES = 16
 MAX_TAGS = 32
 MAX_DURATION_S = 86_400.0
 MAX_AHEAD_US = 300 * 1_000_000
 
 _NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
+_UUID = r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$"
 _MAX_EXACT = 2.0**53
 
 Float64Array = npt.NDArray[np.float64]
@@ -49,6 +48,14 @@ def parse_text(rows: Rows, name: str, max_bytes: int) -> pa.Array:
     )
     rows.reject_values(_mask(pc.match_substring(text, "\0")), name, "has a NUL character")
     return text
+
+
+def parse_uuids(rows: Rows, name: str) -> pa.Array:
+    """UUIDs in the usual spelling: string [rows], null where the file has none."""
+    text = pc.utf8_lower(rows.strings(name))
+    absent = pc.equal(text, "")
+    rows.reject_values(~_mask(pc.or_(absent, pc.match_substring_regex(text, _UUID))), name, "is not a UUID")
+    return pc.if_else(absent, None, text)
 
 
 def parse_numbers(rows: Rows, name: str) -> Float64Array:
@@ -156,15 +163,6 @@ def parse_tags(rows: Rows, name: str, separators: str = "|,;") -> list[list[str]
     bad[list(faults)] = True
     rows.reject(bad, lambda row: f"{name}: {faults[row]}")
     return tags
-
-
-def iso_us(text: str) -> int | None:
-    """Microseconds since the epoch from ISO 8601, in UTC where it names no zone; None if it is none."""
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return ((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // _MICROSECOND
 
 
 def _tags(value: object, separators: re.Pattern[str]) -> tuple[list[str], str]:

@@ -1,11 +1,12 @@
 """The prototype's own files: `interaction_log.csv` and `videos.csv`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
 from keek_training.datasets.assemble import assemble, interaction_table, reject_unknown, video_table
-from keek_training.datasets.dataset import Dataset
+from keek_training.datasets.dataset import Dataset, Problem
 from keek_training.datasets.parse import (
     MAX_ID_BYTES,
     parse_durations,
@@ -30,7 +31,33 @@ def read(path: Path) -> Dataset:
     Raises:
         SetupError: When a file is missing, or lacks a column.
     """
-    video_rows = Rows(read_csv(path / VIDEOS_FILE, VIDEO_COLUMNS))
+    return read_files(path / INTERACTIONS_FILE, path / VIDEOS_FILE)
+
+
+def read_files(interactions: Path, videos: Path) -> Dataset:
+    """The same, of files with names of their own."""
+    described, problems = _read_videos(videos)
+    return read_log(interactions, described, problems)
+
+
+def read_log(path: Path, videos: pa.Table, problems: Sequence[Problem] = ()) -> Dataset:
+    """Reads interactions with videos (VIDEO_SCHEMA) that are known; any other video is a problem.
+
+    Raises:
+        SetupError: When the file is missing, or lacks a column.
+    """
+    rows = Rows(read_csv(path, INTERACTION_COLUMNS))
+    user_ids, video_ids = parse_ids(rows, "user_id"), parse_ids(rows, "video_id")
+    table = interaction_table(
+        user_ids, video_ids, parse_kinds(rows, "action"), parse_times(rows, "timestamp")
+    )
+    reject_unknown(rows, video_ids, videos)
+    interactions = table.filter(pa.array(rows.good))
+    return assemble("prototype", videos, interactions, [*problems, *rows.problems()])
+
+
+def _read_videos(path: Path) -> tuple[pa.Table, list[Problem]]:
+    video_rows = Rows(read_csv(path, VIDEO_COLUMNS))
     videos = video_table(
         video_rows,
         video_ids=parse_ids(video_rows, "video_id"),
@@ -38,11 +65,4 @@ def read(path: Path) -> Dataset:
         tags=parse_tags(video_rows, "tags"),
         durations_s=parse_durations(video_rows, "duration"),
     )
-    rows = Rows(read_csv(path / INTERACTIONS_FILE, INTERACTION_COLUMNS))
-    user_ids, video_ids = parse_ids(rows, "user_id"), parse_ids(rows, "video_id")
-    table = interaction_table(
-        user_ids, video_ids, parse_kinds(rows, "action"), parse_times(rows, "timestamp")
-    )
-    reject_unknown(rows, video_ids, videos)
-    interactions = table.filter(pa.array(rows.good))
-    return assemble("prototype", videos, interactions, [*video_rows.problems(), *rows.problems()])
+    return videos, video_rows.problems()

@@ -2,14 +2,17 @@
 
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
-from itertools import islice, tee
+from itertools import islice, repeat, tee
 from typing import Any
+from uuid import UUID
 
 import pyarrow as pa
 import sqlalchemy as sa
 from tqdm import tqdm
 
-from keek_server.clock import now_us
+from keek_server.interactions.append import Interaction
+from keek_server.interactions.kinds import InteractionKind
+from keek_server.interactions.log import InteractionLog
 from keek_server.storage.database import Database
 from keek_server.storage.tables import interactions as interactions_table
 from keek_server.storage.tables import videos as videos_table
@@ -34,7 +37,9 @@ class ImportSummary:
     """Already stored, by an earlier import of the same data."""
 
 
-async def import_dataset(database: Database, dataset: Dataset, *, progress: bool = False) -> ImportSummary:
+async def import_dataset(
+    database: Database, dataset: Dataset, *, store_videos: bool = True, progress: bool = False
+) -> ImportSummary:
     """Stores the videos, and appends the interactions to the log in the order of their times.
 
     Videos that are known are replaced. Every transaction is bounded, so that a server
@@ -44,16 +49,18 @@ async def import_dataset(database: Database, dataset: Dataset, *, progress: bool
     Args:
         database: Opened by the caller.
         dataset: What to store.
+        store_videos: False where the videos are those that are stored already.
         progress: Whether to show progress bars on standard error.
 
     Raises:
         UnavailableError: When the database is down or late.
     """
-    videos_created = await _import_videos(database, dataset.videos, progress)
-    interactions_created = await _import_interactions(database, dataset.interactions, progress)
+    videos = dataset.videos if store_videos else dataset.videos.slice(0, 0)
+    videos_created = await _import_videos(database, videos, progress)
+    interactions_created = await _import_interactions(database, dataset, progress)
     return ImportSummary(
         videos_created=videos_created,
-        videos_updated=dataset.videos.num_rows - videos_created,
+        videos_updated=videos.num_rows - videos_created,
         interactions_created=interactions_created,
         interactions_duplicate=dataset.interactions.num_rows - interactions_created,
     )
@@ -65,13 +72,22 @@ async def load_dataset(database: Database) -> Dataset:
     Raises:
         UnavailableError: When the database is down or late.
     """
-    videos = [page async for page in _pages(database, videos_table.c.video_id, VIDEO_SCHEMA)]
     interactions = [page async for page in _pages(database, interactions_table.c.seq, INTERACTION_SCHEMA)]
     return assemble(
         "sql",
-        pa.concat_tables([VIDEO_SCHEMA.empty_table(), *videos]),
+        await load_videos(database),
         pa.concat_tables([INTERACTION_SCHEMA.empty_table(), *interactions]),
     )
+
+
+async def load_videos(database: Database) -> pa.Table:
+    """All videos that are stored (VIDEO_SCHEMA).
+
+    Raises:
+        UnavailableError: When the database is down or late.
+    """
+    videos = [page async for page in _pages(database, videos_table.c.video_id, VIDEO_SCHEMA)]
+    return pa.concat_tables([VIDEO_SCHEMA.empty_table(), *videos])
 
 
 async def _import_videos(database: Database, videos: pa.Table, progress: bool) -> int:
@@ -85,47 +101,52 @@ async def _import_videos(database: Database, videos: pa.Table, progress: bool) -
     return created
 
 
-async def _import_interactions(database: Database, interactions: pa.Table, progress: bool) -> int:
-    insert = database.insert(interactions_table).on_conflict_do_nothing()
+async def _import_interactions(database: Database, dataset: Dataset, progress: bool) -> int:
+    log = InteractionLog(database)
     created = 0
-    with _bar("interactions", interactions.num_rows, progress) as bar:
-        for batch in _batches(interactions):
-            async with database.write() as connection:
-                await database.lock_log(connection)
-                before = (await connection.execute(_LAST_SEQ)).scalar_one() or 0
-                await connection.execute(insert, batch)
-                # Nobody else appends before this transaction ends: what is behind `before` is new.
-                created += (await connection.execute(_COUNT_BEHIND, {"before": before})).scalar_one()
+    with _bar("interactions", dataset.interactions.num_rows, progress) as bar:
+        for batch in _batches(dataset):
+            (appended,) = await log.commit([batch])
+            created += sum(appended.created)
             bar.update(len(batch))
     return created
 
 
-_LAST_SEQ = sa.select(sa.func.max(interactions_table.c.seq))
-_COUNT_BEHIND = sa.select(sa.func.count()).where(interactions_table.c.seq > sa.bindparam("before"))
-
-
-def _batches(interactions: pa.Table) -> Iterator[list[dict[str, Any]]]:
-    """Rows of the log, a transaction's worth at a time."""
-    events, same = tee(_events(interactions))
-    rows = zip(event_ids(events), same, strict=True)
-    while batch := list(islice(rows, _INTERACTIONS_A_TRANSACTION)):
-        record_time_us = now_us()
-        yield [
-            {
-                "event_id": event_id,
-                "user_id": user_id,
-                "video_id": video_id,
-                "kind": kind,
-                "event_time_us": event_time_us,
-                "record_time_us": record_time_us,
-            }
-            for event_id, (user_id, video_id, kind, event_time_us) in batch
-        ]
+def _batches(dataset: Dataset) -> Iterator[list[Interaction]]:
+    """Events for the log, a transaction's worth at a time."""
+    tags = dict(zip(*(dataset.videos[name].to_pylist() for name in ("video_id", "tags")), strict=True))
+    events, same = tee(_events(dataset.interactions))
+    given = zip(_extra(dataset.interactions, "event_id"), _extra(dataset.interactions, "region"), strict=True)
+    interactions = (
+        Interaction(
+            UUID(own_id) if own_id else made_id,
+            user_id,
+            video_id,
+            InteractionKind(kind),
+            event_time_us,
+            region or "",
+            tags.get(video_id, ()),
+        )
+        for (user_id, video_id, kind, event_time_us), made_id, (own_id, region) in zip(
+            same, event_ids(events), given, strict=True
+        )
+    )
+    while batch := list(islice(interactions, _INTERACTIONS_A_TRANSACTION)):
+        yield batch
 
 
 def _events(interactions: pa.Table) -> Iterator[tuple[str, str, int, int]]:
     for batch in interactions.to_batches(max_chunksize=_ROWS_A_PAGE):
         yield from zip(*(batch[name].to_pylist() for name in INTERACTION_SCHEMA.names), strict=True)
+
+
+def _extra(interactions: pa.Table, name: str) -> Iterator[str | None]:
+    """A column of INTERACTION_EXTRAS; None in each row where the data lacks it."""
+    if name not in interactions.column_names:
+        yield from repeat(None, interactions.num_rows)
+        return
+    for batch in interactions.select([name]).to_batches(max_chunksize=_ROWS_A_PAGE):
+        yield from batch[name].to_pylist()
 
 
 async def _pages(database: Database, key: sa.Column[Any], schema: pa.Schema) -> AsyncIterator[pa.Table]:

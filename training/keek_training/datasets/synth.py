@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 import pyarrow as pa
 
-from keek_server.clock import now_us
+from keek_server.clock import iso_us, now_us
 from keek_server.errors import SetupError
 from keek_training.datasets.assemble import assemble, interaction_table
 from keek_training.datasets.dataset import VIDEO_SCHEMA, Dataset
-from keek_training.datasets.parse import iso_us
 from keek_training.datasets.synth_events import make_events
 from keek_training.datasets.synth_world import TAG_NAMES, TOPICS, Videos, make_world
 

@@ -14,6 +14,7 @@ from keek_training.datasets.dataset import Dataset
 from keek_training.datasets.parquet import read_parquet
 from keek_training.datasets.parse import (
     MAX_ID_BYTES,
+    MAX_REGION_BYTES,
     MAX_TITLE_BYTES,
     parse_durations,
     parse_ids,
@@ -21,6 +22,7 @@ from keek_training.datasets.parse import (
     parse_tags,
     parse_text,
     parse_times,
+    parse_uuids,
 )
 from keek_training.datasets.raw import RawTable
 from keek_training.datasets.rows import Rows
@@ -28,9 +30,10 @@ from keek_training.datasets.text import read_csv
 
 VIDEO_COLUMNS = ("video_id", "owner_id", "tags", "duration_s", "title", "create_time")
 INTERACTION_COLUMNS = ("user_id", "video_id", "kind", "event_time")
+EXTRA_COLUMNS = ("event_id", "region")
 MAPPING_FILE = "columns.json"
 
-_FILES = {"videos": VIDEO_COLUMNS, "interactions": INTERACTION_COLUMNS}
+_FILES = {"videos": VIDEO_COLUMNS, "interactions": (*INTERACTION_COLUMNS, *EXTRA_COLUMNS)}
 
 
 def read(path: Path, columns: Mapping[str, str] | None = None) -> Dataset:
@@ -63,10 +66,20 @@ def read(path: Path, columns: Mapping[str, str] | None = None) -> Dataset:
     rows = Rows(_read_file(path, "interactions", mapping, required))
     user_ids, video_ids = parse_ids(rows, "user_id"), parse_ids(rows, "video_id")
     kinds = parse_kinds(rows, "kind") if constant is None else np.full(rows.count, int(constant), np.int8)
-    table = interaction_table(user_ids, video_ids, kinds, parse_times(rows, "event_time"))
+    table = interaction_table(user_ids, video_ids, kinds, parse_times(rows, "event_time"), **_extras(rows))
     reject_unknown(rows, video_ids, videos)
     interactions = table.filter(pa.array(rows.good))
     return assemble("table", videos, interactions, [*video_rows.problems(), *rows.problems()])
+
+
+def _extras(rows: Rows) -> dict[str, pa.Array]:
+    """The columns that interactions may have besides, as far as the file has them."""
+    extras = {}
+    if "event_id" in rows:
+        extras["event_id"] = parse_uuids(rows, "event_id")
+    if "region" in rows:
+        extras["region"] = parse_text(rows, "region", MAX_REGION_BYTES)
+    return extras
 
 
 def _read_file(
@@ -106,7 +119,7 @@ def _check(mapping: Mapping[str, str]) -> None:
         spelled for stem, names in _FILES.items() for name in names for spelled in (name, f"{stem}.{name}")
     }
     if unknown := sorted(set(mapping) - allowed):
-        names = ", ".join(dict.fromkeys([*VIDEO_COLUMNS, *INTERACTION_COLUMNS]))
+        names = ", ".join(dict.fromkeys([*VIDEO_COLUMNS, *_FILES["interactions"]]))
         raise SetupError(f"the column mapping names {unknown[0]!r}; it may name {names}")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 import keek
-from keek_server.embedded import read_running_stack
+from keek_server.embedded import with_running_stack
 from keek_server.errors import SetupError
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.settings import Settings
@@ -96,8 +96,7 @@ async def _active_release(settings: Settings) -> str:
 
 
 async def _triton_version(settings: Settings) -> str:
-    running = read_running_stack(settings.data_dir)
-    async with open_towers(running.fill(settings) if running else settings) as towers:
+    async with open_towers(with_running_stack(settings) or settings) as towers:
         return await towers.server_version()
 
 

@@ -127,6 +127,11 @@ def _add_feeds(command: Adder) -> None:
     explain.add_argument("--page-size", type=_positive, default=10, help="items of the feed (10)")
     trending = command("trending", commands.trending, "What many users like at the moment")
     trending.add_argument("--count", type=_positive, default=10, help="videos wanted (10)")
+    trending.add_argument("--rising", action="store_true", help="by how fast it grows, not how much it is")
+    scope = trending.add_mutually_exclusive_group()
+    scope.add_argument("--tag", type=_id, default="", help="only among videos of this tag")
+    scope.add_argument("--region", type=_id, default="", help="only what is liked in this region")
+    trending.add_argument("--watch", action="store_true", help="the list again at each change, until Ctrl-C")
 
 
 def _add_interactions(command: Adder) -> None:
@@ -135,6 +140,7 @@ def _add_interactions(command: Adder) -> None:
         record.add_argument("user", metavar="USER", type=_id)
         record.add_argument("video", metavar="VIDEO", type=_id)
         record.add_argument("--event-id", type=_id, help="UUID of an interaction that is recorded again")
+        record.add_argument("--region", type=_id, default="", help="where it happened")
         record.add_argument(
             "--wait-for-feed", action="store_true", help="return when the next feed reflects it"
         )

@@ -3,13 +3,14 @@
 import argparse
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from keek.cli.output import Table, note_degradations, print_json, printable, source_name
 from keek.client import Client
 from keek.v1.feed_service_pb2 import ExplainFeedResponse, FeedItem, ListFeedResponse, StreamFeedResponse
 from keek.v1.interaction_service_pb2 import InteractionKind
+from keek.v1.trending_service_pb2 import TrendingVideo
 from keek.v1.video_service_pb2 import Video
 
 MAX_PAGE_SIZE: Final = 100
@@ -17,6 +18,9 @@ MAX_PAGE_SIZE: Final = 100
 
 CHUNK: Final = 1000
 """Videos on one page of a list, as the contract has it."""
+
+WATCH_S: Final = 1e9
+"""Deadline of a watch that is not given one: it goes on until Ctrl-C."""
 
 FeedPage = ListFeedResponse | StreamFeedResponse
 
@@ -127,6 +131,7 @@ def record(client: Client, arguments: argparse.Namespace) -> int:
         arguments.video,
         kind,
         event_id=arguments.event_id,
+        region=arguments.region,
         wait_for_feed=arguments.wait_for_feed,
         timeout_s=arguments.timeout_s,
     )
@@ -140,15 +145,47 @@ def record(client: Client, arguments: argparse.Namespace) -> int:
 
 
 def trending(client: Client, arguments: argparse.Namespace) -> int:
-    """What many users like at the moment, strongest first."""
-    everything = client.iter_trending(page_size=min(arguments.count, CHUNK), timeout_s=arguments.timeout_s)
+    """What many users like at the moment, strongest first; with `--watch` again at each change."""
+    if arguments.watch:
+        return _watch_trending(client, arguments)
+    everything = client.iter_trending(
+        page_size=min(arguments.count, CHUNK),
+        rising=arguments.rising,
+        tag=arguments.tag,
+        region=arguments.region,
+        timeout_s=arguments.timeout_s,
+    )
     videos = itertools.islice(everything, arguments.count)
     if arguments.json:
         for video in videos:
             print_json(video)
     else:
-        Table("#", "VIDEO", "SCORE").add((place, v.video_id, v.score) for place, v in enumerate(videos, 1))
+        _print_trending(videos)
     return 0
+
+
+def _watch_trending(client: Client, arguments: argparse.Namespace) -> int:
+    lists = client.watch_trending(
+        page_size=arguments.count,
+        rising=arguments.rising,
+        tag=arguments.tag,
+        region=arguments.region,
+        timeout_s=arguments.timeout_s or WATCH_S,
+    )
+    for number, now in enumerate(lists):
+        if arguments.json:
+            print_json(now)
+            continue
+        if number:
+            print()
+        if not now.videos:
+            print("(empty)", flush=True)
+        _print_trending(now.videos)
+    return 0
+
+
+def _print_trending(videos: Iterable[TrendingVideo]) -> None:
+    Table("#", "VIDEO", "SCORE").add((place, v.video_id, v.score) for place, v in enumerate(videos, 1))
 
 
 def videos(client: Client, arguments: argparse.Namespace) -> int:

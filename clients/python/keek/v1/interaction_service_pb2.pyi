@@ -54,11 +54,16 @@ class Interaction(_message.Message):
     VIDEO_ID_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     EVENT_TIME_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Made by the client, once per event, and kept when the call is repeated."""
     user_id: _builtins.str
     video_id: _builtins.str
     kind: Global___InteractionKind.ValueType
+    region: _builtins.str
+    """Where it happened, as an ISO 3166 code or a name of the deployment's own:
+    what trending per region is counted by. Empty when unknown.
+    """
     @_builtins.property
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When it happened; absent means when it is recorded."""
@@ -71,10 +76,11 @@ class Interaction(_message.Message):
         video_id: _builtins.str = ...,
         kind: Global___InteractionKind.ValueType = ...,
         event_time: _timestamp_pb2.Timestamp | None = ...,
+        region: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "event_time", b"event_time", "kind", b"kind", "user_id", b"user_id", "video_id", b"video_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "event_time", b"event_time", "kind", b"kind", "region", b"region", "user_id", b"user_id", "video_id", b"video_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from keek.v1 import rules_pb2 as keek_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ekeek/v1/trending_service.proto\x12\x07keek.v1\x1a\x13keek/v1/rules.proto\"0\n\rTrendingVideo\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\"]\n\x13ListTrendingRequest\x12)\n\tpage_size\x18\x01 \x01(\x05\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00@\x8f@\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x08\"W\n\x14ListTrendingResponse\x12&\n\x06videos\x18\x01 \x03(\x0b\x32\x16.keek.v1.TrendingVideo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2^\n\x0fTrendingService\x12K\n\x0cListTrending\x12\x1c.keek.v1.ListTrendingRequest\x1a\x1d.keek.v1.ListTrendingResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ekeek/v1/trending_service.proto\x12\x07keek.v1\x1a\x13keek/v1/rules.proto\"0\n\rTrendingVideo\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x01\"\xc3\x01\n\x13ListTrendingRequest\x12)\n\tpage_size\x18\x01 \x01(\x05\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00@\x8f@\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x08\x12)\n\x07ranking\x18\x03 \x01(\x0e\x32\x18.keek.v1.TrendingRanking\x12\x16\n\x03tag\x18\x04 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x01H\x00\x12\x18\n\x06region\x18\x05 \x01(\tB\x06\xaa\xd4\x18\x02\x10\x10H\x00\x42\x07\n\x05scope\"W\n\x14ListTrendingResponse\x12&\n\x06videos\x18\x01 \x03(\x0b\x32\x16.keek.v1.TrendingVideo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xa7\x01\n\x14WatchTrendingRequest\x12)\n\tpage_size\x18\x01 \x01(\x05\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x00Y@\x12)\n\x07ranking\x18\x02 \x01(\x0e\x32\x18.keek.v1.TrendingRanking\x12\x16\n\x03tag\x18\x03 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x01H\x00\x12\x18\n\x06region\x18\x04 \x01(\tB\x06\xaa\xd4\x18\x02\x10\x10H\x00\x42\x07\n\x05scope\"r\n\x15WatchTrendingResponse\x12&\n\x06videos\x18\x01 \x03(\x0b\x32\x16.keek.v1.TrendingVideo\x12\x19\n\x11\x65ntered_video_ids\x18\x02 \x03(\t\x12\x16\n\x0eleft_video_ids\x18\x03 \x03(\t*j\n\x0fTrendingRanking\x12 \n\x1cTRENDING_RANKING_UNSPECIFIED\x10\x00\x12\x18\n\x14TRENDING_RANKING_TOP\x10\x01\x12\x1b\n\x17TRENDING_RANKING_RISING\x10\x02\x32\xb0\x01\n\x0fTrendingService\x12K\n\x0cListTrending\x12\x1c.keek.v1.ListTrendingRequest\x1a\x1d.keek.v1.ListTrendingResponse\x12P\n\rWatchTrending\x12\x1d.keek.v1.WatchTrendingRequest\x1a\x1e.keek.v1.WatchTrendingResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,12 +36,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTTRENDINGREQUEST'].fields_by_name['page_size']._serialized_options = b'\252\324\030\022\031\000\000\000\000\000\000\000\000!\000\000\000\000\000@\217@'
   _globals['_LISTTRENDINGREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTTRENDINGREQUEST'].fields_by_name['page_token']._serialized_options = b'\252\324\030\003\020\200\010'
+  _globals['_LISTTRENDINGREQUEST'].fields_by_name['tag']._loaded_options = None
+  _globals['_LISTTRENDINGREQUEST'].fields_by_name['tag']._serialized_options = b'\252\324\030\003\020\200\001'
+  _globals['_LISTTRENDINGREQUEST'].fields_by_name['region']._loaded_options = None
+  _globals['_LISTTRENDINGREQUEST'].fields_by_name['region']._serialized_options = b'\252\324\030\002\020\020'
+  _globals['_WATCHTRENDINGREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_WATCHTRENDINGREQUEST'].fields_by_name['page_size']._serialized_options = b'\252\324\030\022\031\000\000\000\000\000\000\000\000!\000\000\000\000\000\000Y@'
+  _globals['_WATCHTRENDINGREQUEST'].fields_by_name['tag']._loaded_options = None
+  _globals['_WATCHTRENDINGREQUEST'].fields_by_name['tag']._serialized_options = b'\252\324\030\003\020\200\001'
+  _globals['_WATCHTRENDINGREQUEST'].fields_by_name['region']._loaded_options = None
+  _globals['_WATCHTRENDINGREQUEST'].fields_by_name['region']._serialized_options = b'\252\324\030\002\020\020'
+  _globals['_TRENDINGRANKING']._serialized_start=687
+  _globals['_TRENDINGRANKING']._serialized_end=793
   _globals['_TRENDINGVIDEO']._serialized_start=64
   _globals['_TRENDINGVIDEO']._serialized_end=112
-  _globals['_LISTTRENDINGREQUEST']._serialized_start=114
-  _globals['_LISTTRENDINGREQUEST']._serialized_end=207
-  _globals['_LISTTRENDINGRESPONSE']._serialized_start=209
-  _globals['_LISTTRENDINGRESPONSE']._serialized_end=296
-  _globals['_TRENDINGSERVICE']._serialized_start=298
-  _globals['_TRENDINGSERVICE']._serialized_end=392
+  _globals['_LISTTRENDINGREQUEST']._serialized_start=115
+  _globals['_LISTTRENDINGREQUEST']._serialized_end=310
+  _globals['_LISTTRENDINGRESPONSE']._serialized_start=312
+  _globals['_LISTTRENDINGRESPONSE']._serialized_end=399
+  _globals['_WATCHTRENDINGREQUEST']._serialized_start=402
+  _globals['_WATCHTRENDINGREQUEST']._serialized_end=569
+  _globals['_WATCHTRENDINGRESPONSE']._serialized_start=571
+  _globals['_WATCHTRENDINGRESPONSE']._serialized_end=685
+  _globals['_TRENDINGSERVICE']._serialized_start=796
+  _globals['_TRENDINGSERVICE']._serialized_end=972
 # @@protoc_insertion_point(module_scope)

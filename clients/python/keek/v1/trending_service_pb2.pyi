@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,30 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _TrendingRanking:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TrendingRankingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TrendingRanking.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRENDING_RANKING_UNSPECIFIED: _TrendingRanking.ValueType  # 0
+    """As TOP."""
+    TRENDING_RANKING_TOP: _TrendingRanking.ValueType  # 1
+    """The decayed weight of a video's interactions."""
+    TRENDING_RANKING_RISING: _TrendingRanking.ValueType  # 2
+    """How fast that weight grows: by a short half-life against the long one."""
+
+class TrendingRanking(_TrendingRanking, metaclass=_TrendingRankingEnumTypeWrapper):
+    """What a list is ordered by."""
+
+TRENDING_RANKING_UNSPECIFIED: TrendingRanking.ValueType  # 0
+"""As TOP."""
+TRENDING_RANKING_TOP: TrendingRanking.ValueType  # 1
+"""The decayed weight of a video's interactions."""
+TRENDING_RANKING_RISING: TrendingRanking.ValueType  # 2
+"""How fast that weight grows: by a short half-life against the long one."""
+Global___TrendingRanking: _TypeAlias = TrendingRanking  # noqa: Y015
+
 @_typing.final
 class TrendingVideo(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -26,8 +51,10 @@ class TrendingVideo(_message.Message):
     SCORE_FIELD_NUMBER: _builtins.int
     video_id: _builtins.str
     score: _builtins.float
-    """The weights of its interactions (like 1.0, save 2.0, ...), each halved
+    """TOP: the weights of its interactions (like 1.0, save 2.0, ...), each halved
     every half-life since it happened. One user counts once per kind.
+    RISING: how many times faster it gathers weight at the moment than over the
+    long half-life; 1 when nothing changes.
     """
     def __init__(
         self,
@@ -49,20 +76,31 @@ class ListTrendingRequest(_message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    RANKING_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Videos wanted; 0 means 10."""
     page_token: _builtins.str
+    ranking: Global___TrendingRanking.ValueType
+    tag: _builtins.str
+    region: _builtins.str
     def __init__(
         self,
         *,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        ranking: Global___TrendingRanking.ValueType = ...,
+        tag: _builtins.str = ...,
+        region: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["region", b"region", "scope", b"scope", "tag", b"tag"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "ranking", b"ranking", "region", b"region", "scope", b"scope", "tag", b"tag"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType_scope: _TypeAlias = _typing.Literal["tag", "region"]  # noqa: Y015
+    _WhichOneofArgType_scope: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_scope) -> _WhichOneofReturnType_scope | None: ...
 
 Global___ListTrendingRequest: _TypeAlias = ListTrendingRequest  # noqa: Y015
 
@@ -89,3 +127,66 @@ class ListTrendingResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListTrendingResponse: _TypeAlias = ListTrendingResponse  # noqa: Y015
+
+@_typing.final
+class WatchTrendingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    RANKING_FIELD_NUMBER: _builtins.int
+    TAG_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """Videos wanted; 0 means 10."""
+    ranking: Global___TrendingRanking.ValueType
+    tag: _builtins.str
+    region: _builtins.str
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        ranking: Global___TrendingRanking.ValueType = ...,
+        tag: _builtins.str = ...,
+        region: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["region", b"region", "scope", b"scope", "tag", b"tag"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "ranking", b"ranking", "region", b"region", "scope", b"scope", "tag", b"tag"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_scope: _TypeAlias = _typing.Literal["tag", "region"]  # noqa: Y015
+    _WhichOneofArgType_scope: _TypeAlias = _typing.Literal["scope", b"scope"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_scope) -> _WhichOneofReturnType_scope | None: ...
+
+Global___WatchTrendingRequest: _TypeAlias = WatchTrendingRequest  # noqa: Y015
+
+@_typing.final
+class WatchTrendingResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIDEOS_FIELD_NUMBER: _builtins.int
+    ENTERED_VIDEO_IDS_FIELD_NUMBER: _builtins.int
+    LEFT_VIDEO_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def videos(self) -> _containers.RepeatedCompositeFieldContainer[Global___TrendingVideo]:
+        """The list as it is now, strongest first."""
+
+    @_builtins.property
+    def entered_video_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What changed since the message before; in the first one, all have entered."""
+
+    @_builtins.property
+    def left_video_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        videos: _abc.Iterable[Global___TrendingVideo] | None = ...,
+        entered_video_ids: _abc.Iterable[_builtins.str] | None = ...,
+        left_video_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entered_video_ids", b"entered_video_ids", "left_video_ids", b"left_video_ids", "videos", b"videos"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchTrendingResponse: _TypeAlias = WatchTrendingResponse  # noqa: Y015

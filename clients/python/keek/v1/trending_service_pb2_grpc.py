@@ -40,6 +40,11 @@ class TrendingServiceStub(object):
                 request_serializer=keek_dot_v1_dot_trending__service__pb2.ListTrendingRequest.SerializeToString,
                 response_deserializer=keek_dot_v1_dot_trending__service__pb2.ListTrendingResponse.FromString,
                 _registered_method=True)
+        self.WatchTrending = channel.unary_stream(
+                '/keek.v1.TrendingService/WatchTrending',
+                request_serializer=keek_dot_v1_dot_trending__service__pb2.WatchTrendingRequest.SerializeToString,
+                response_deserializer=keek_dot_v1_dot_trending__service__pb2.WatchTrendingResponse.FromString,
+                _registered_method=True)
 
 
 class TrendingServiceServicer(object):
@@ -47,7 +52,16 @@ class TrendingServiceServicer(object):
     """
 
     def ListTrending(self, request, context):
-        """Trending videos, strongest first.
+        """Trending videos, strongest first. While the list changes between two pages,
+        no video comes twice unless it has gained since; one that has may be missed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchTrending(self, request, context):
+        """The head of the list: once at the start, then whenever a video enters or
+        leaves it or two change places. Decaying scores alone are no change.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -60,6 +74,11 @@ def add_TrendingServiceServicer_to_server(servicer, server):
                     servicer.ListTrending,
                     request_deserializer=keek_dot_v1_dot_trending__service__pb2.ListTrendingRequest.FromString,
                     response_serializer=keek_dot_v1_dot_trending__service__pb2.ListTrendingResponse.SerializeToString,
+            ),
+            'WatchTrending': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchTrending,
+                    request_deserializer=keek_dot_v1_dot_trending__service__pb2.WatchTrendingRequest.FromString,
+                    response_serializer=keek_dot_v1_dot_trending__service__pb2.WatchTrendingResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +109,33 @@ class TrendingService(object):
             '/keek.v1.TrendingService/ListTrending',
             keek_dot_v1_dot_trending__service__pb2.ListTrendingRequest.SerializeToString,
             keek_dot_v1_dot_trending__service__pb2.ListTrendingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchTrending(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/keek.v1.TrendingService/WatchTrending',
+            keek_dot_v1_dot_trending__service__pb2.WatchTrendingRequest.SerializeToString,
+            keek_dot_v1_dot_trending__service__pb2.WatchTrendingResponse.FromString,
             options,
             channel_credentials,
             insecure,

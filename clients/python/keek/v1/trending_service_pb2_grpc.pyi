@@ -34,7 +34,13 @@ class TrendingServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TrendingServiceAsyncStub: ...
     ListTrending: _grpc.UnaryUnaryMultiCallable[_trending_service_pb2.ListTrendingRequest, _trending_service_pb2.ListTrendingResponse]
-    """Trending videos, strongest first."""
+    """Trending videos, strongest first. While the list changes between two pages,
+    no video comes twice unless it has gained since; one that has may be missed.
+    """
+    WatchTrending: _grpc.UnaryStreamMultiCallable[_trending_service_pb2.WatchTrendingRequest, _trending_service_pb2.WatchTrendingResponse]
+    """The head of the list: once at the start, then whenever a video enters or
+    leaves it or two change places. Decaying scores alone are no change.
+    """
 
 @_typing.type_check_only
 class TrendingServiceAsyncStub(TrendingServiceStub):
@@ -42,7 +48,13 @@ class TrendingServiceAsyncStub(TrendingServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListTrending: _aio.UnaryUnaryMultiCallable[_trending_service_pb2.ListTrendingRequest, _trending_service_pb2.ListTrendingResponse]  # type: ignore[assignment]
-    """Trending videos, strongest first."""
+    """Trending videos, strongest first. While the list changes between two pages,
+    no video comes twice unless it has gained since; one that has may be missed.
+    """
+    WatchTrending: _aio.UnaryStreamMultiCallable[_trending_service_pb2.WatchTrendingRequest, _trending_service_pb2.WatchTrendingResponse]  # type: ignore[assignment]
+    """The head of the list: once at the start, then whenever a video enters or
+    leaves it or two change places. Decaying scores alone are no change.
+    """
 
 class TrendingServiceServicer(metaclass=_abc_1.ABCMeta):
     """What many users like at the moment."""
@@ -53,6 +65,18 @@ class TrendingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trending_service_pb2.ListTrendingRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trending_service_pb2.ListTrendingResponse, _abc.Awaitable[_trending_service_pb2.ListTrendingResponse]]:
-        """Trending videos, strongest first."""
+        """Trending videos, strongest first. While the list changes between two pages,
+        no video comes twice unless it has gained since; one that has may be missed.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchTrending(
+        self,
+        request: _trending_service_pb2.WatchTrendingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trending_service_pb2.WatchTrendingResponse], _abc.AsyncIterator[_trending_service_pb2.WatchTrendingResponse]]:
+        """The head of the list: once at the start, then whenever a video enters or
+        leaves it or two change places. Decaying scores alone are no change.
+        """
 
 def add_TrendingServiceServicer_to_server(servicer: TrendingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,26 @@
+"""Interactions as the prototype wrote them: the lines of `interaction_log.csv`."""
+
+import re
+
+from keek_server.clock import us_iso
+from keek_server.interactions.kinds import InteractionKind
+
+CSV_HEADER = "user_id,video_id,action,timestamp\n"
+
+ACTIONS: dict[int, str] = {kind: kind.name.lower() for kind in InteractionKind}
+"""How each kind is spelled in files."""
+
+# The csv module would leave a lone carriage return bare where lines end with a newline alone.
+_NEEDS_QUOTES = re.compile(r'[",\r\n]')
+
+
+def csv_line(user_id: str, video_id: str, kind: int, event_time_us: int) -> str:
+    """One interaction as a line, quoted as in RFC 4180 where it must be."""
+    return f"{_field(user_id)},{_field(video_id)},{ACTIONS[kind]},{us_iso(event_time_us)}\n"
+
+
+def _field(text: str) -> str:
+    if _NEEDS_QUOTES.search(text) is None:
+        return text
+    escaped = text.replace('"', '""')
+    return f'"{escaped}"'

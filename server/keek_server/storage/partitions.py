@@ -1,0 +1,109 @@
+"""Monthly partitions on PostgreSQL: made ahead of the rows, dropped whole by retention."""
+
+import datetime as dt
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from keek_server.storage.database import Database
+
+_SECOND_US = 1_000_000
+
+
+def month_start_us(time_us: int) -> int:
+    """The first microsecond of the month (UTC) that a time lies in."""
+    month = dt.datetime.fromtimestamp(time_us // _SECOND_US, dt.UTC).replace(
+        day=1, hour=0, minute=0, second=0, microsecond=0
+    )
+    return int(month.timestamp()) * _SECOND_US
+
+
+def next_month_us(start_us: int) -> int:
+    """The start of the month behind the one that starts at `start_us`."""
+    return month_start_us(start_us + 31 * 24 * 3600 * _SECOND_US)
+
+
+class MonthlyPartitions:
+    """The partitions of one table. SQLite has none: there, `prune` deletes rows in bounded batches."""
+
+    def __init__(self, database: Database, time: sa.Column[int]) -> None:
+        """
+        Args:
+            database: Where the table is.
+            time: What its table is partitioned by: microseconds that grow with its column `seq`.
+        """
+        self._database = database
+        self._table = time.table
+        self._time = time
+        self._unique = [column for column in time.table.columns if column.unique]
+        self._covered: set[int] = set()
+
+    async def cover(self, time_us: int) -> None:
+        """Makes sure that rows of this month and of the next one have a partition.
+
+        Raises:
+            UnavailableError: When the database is down or late.
+        """
+        start_us = month_start_us(time_us)
+        if self._database.is_sqlite or start_us in self._covered:
+            return
+        async with self._database.write() as connection:
+            # CREATE ... IF NOT EXISTS by two servers at once can still collide.
+            await self._database.lock_log(connection)
+            for month_us in (start_us, next_month_us(start_us)):
+                for statement in self._creation(month_us):
+                    await connection.execute(sa.text(statement))
+        self._covered.add(start_us)
+
+    async def prune(self, connection: AsyncConnection, before_us: int) -> int:
+        """Removes one bounded piece of what lies in whole months before `before_us`.
+
+        Returns:
+            The highest sequence number removed; 0 when there is nothing to remove any more.
+        """
+        before_us = month_start_us(before_us)
+        return await (self._delete if self._database.is_sqlite else self._drop)(connection, before_us)
+
+    def _creation(self, start_us: int) -> list[str]:
+        name = f"{self._table.name}_{_month(start_us):%Y_%m}"
+        bounds = f"FROM ({start_us}) TO ({next_month_us(start_us)})"
+        # A unique index of the whole table would have to hold the time, too.
+        return [
+            f"CREATE TABLE IF NOT EXISTS {name} PARTITION OF {self._table.name} FOR VALUES {bounds}",
+            *(
+                f"CREATE UNIQUE INDEX IF NOT EXISTS uq_{name}_{column.name} ON {name} ({column.name})"
+                for column in self._unique
+            ),
+        ]
+
+    async def _drop(self, connection: AsyncConnection, before_us: int) -> int:
+        partitions = await connection.execute(_PARTITIONS, {"parent": self._table.name})
+        limit = f"{self._table.name}_{_month(before_us):%Y_%m}"
+        for name in sorted(partitions.scalars()):
+            if name >= limit:
+                break
+            last = (await connection.execute(sa.text(f"SELECT max(seq) FROM {name}"))).scalar_one()  # noqa: S608
+            await connection.execute(sa.text(f"DROP TABLE {name}"))
+            if last:
+                return int(last)
+        return 0
+
+    async def _delete(self, connection: AsyncConnection, before_us: int) -> int:
+        seq = self._table.c.seq
+        oldest = sa.select(seq, self._time).order_by(seq).limit(_ROWS_A_DELETE).subquery()
+        found = sa.select(sa.func.max(oldest.c.seq)).where(oldest.c[self._time.name] < before_us)
+        if last := (await connection.execute(found)).scalar_one():
+            await connection.execute(self._table.delete().where(seq <= last))
+        return int(last or 0)
+
+
+_ROWS_A_DELETE = 5_000
+_PARTITIONS = sa.text(
+    "SELECT child.relname FROM pg_inherits"
+    " JOIN pg_class child ON child.oid = inhrelid JOIN pg_class parent ON parent.oid = inhparent"
+    " WHERE parent.relname = :parent AND pg_table_is_visible(parent.oid)"
+)
+
+
+def _month(start_us: int) -> dt.datetime:
+    return dt.datetime.fromtimestamp(start_us // _SECOND_US, dt.UTC)

@@ -1,0 +1,215 @@
+"""The log's contract, on every database that it runs on."""
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from projecting import event
+
+from keek_server.errors import SetupError, UnavailableError
+from keek_server.interactions import log as log_module
+from keek_server.interactions.log import InteractionLog
+from keek_server.settings import Settings
+from keek_server.storage import tables
+from keek_server.storage.database import Database, open_database
+
+HALF_A_MONTH_US = 15 * 24 * 3600 * 1_000_000
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else ""
+    return Settings(data_dir=tmp_path, database_url=url)
+
+
+@pytest.fixture
+async def database(settings: Settings) -> AsyncIterator[Database]:
+    async with open_database(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def log(database: Database) -> InteractionLog:
+    return InteractionLog(database)
+
+
+async def test_an_event_is_stored_once_however_often_it_is_sent(log: InteractionLog) -> None:
+    first = event("u1", "v1")
+    assert (await log.append([first])).created == (True,)
+    assert (await log.append([first, event("u1", "v2"), first])).created == (False, True, False)
+    assert [row.video_id for row in await log.read(0, 10)] == ["v1", "v2"]
+
+
+async def test_of_two_copies_in_one_batch_the_first_is_new(log: InteractionLog) -> None:
+    first = event("u1", "v1")
+    assert (await log.append([first, first])).created == (True, False)
+    assert len(await log.read(0, 10)) == 1
+
+
+async def test_an_event_sent_again_stands_at_or_before_the_number_that_is_answered(
+    log: InteractionLog,
+) -> None:
+    first = event("u1", "v1")
+    number = (await log.append([first])).seq
+    last = (await log.append([event("u1", "v2")])).seq
+    again = await log.append([first])
+    assert number < last <= again.seq
+
+
+async def test_everything_about_an_event_comes_back(log: InteractionLog) -> None:
+    sent = event("u:{1} 'ü'", 'v"1', region="de", tags=('a"b', "ü,c"))
+    await log.append([sent, event("u2", "v2")])
+    row, plain = await log.read(0, 10)
+    assert (row.user_id, row.video_id, row.kind) == (sent.user_id, sent.video_id, sent.kind)
+    assert row.event_time_us == sent.event_time_us
+    assert row.record_time_us >= sent.event_time_us
+    assert (row.region, row.tags) == ("de", ['a"b', "ü,c"])
+    assert (plain.region, plain.tags) == ("", [])
+
+
+async def test_a_batch_keeps_its_order(log: InteractionLog) -> None:
+    await log.append([event("u1", f"v{i}") for i in range(1000)])
+    assert [row.video_id for row in await log.read(0, 1000)] == [f"v{i}" for i in range(1000)]
+    assert [row.video_id for row in await log.history("u1", 3)] == ["v997", "v998", "v999"]
+
+
+async def test_concurrent_appends_are_all_there_in_one_order(log: InteractionLog) -> None:
+    appended = await asyncio.gather(*(log.append([event("u1", f"v{i}")]) for i in range(500)))
+    rows = await log.read(0, 1000)
+    assert {row.video_id for row in rows} == {f"v{i}" for i in range(500)}
+    assert [row.seq for row in rows] == sorted({row.seq for row in rows})
+    assert max(a.seq for a in appended) == rows[-1].seq == (await log.extent()).last_seq
+
+
+async def test_a_reader_that_follows_several_writers_skips_nothing(
+    settings: Settings, log: InteractionLog
+) -> None:
+    async def write(writer: int) -> None:
+        async with open_database(settings) as own:
+            own_log = InteractionLog(own)
+            for i in range(60):
+                await own_log.append([event(f"u{writer}", f"v{i}")])
+
+    writers = [asyncio.create_task(write(i)) for i in range(4)]
+    seen: list[tuple[str, str]] = []
+    after = 0
+    while True:
+        done = all(writer.done() for writer in writers)
+        for row in await log.read(after, 7):
+            seen.append((row.user_id, row.video_id))
+            after = row.seq
+        if done and len(seen) == 240:
+            break
+        assert not done or await log.read(after, 1)
+    await asyncio.gather(*writers)
+    assert len(set(seen)) == 240
+
+
+async def test_what_was_appended_survives_closing_the_database(
+    settings: Settings, log: InteractionLog
+) -> None:
+    await log.append([event("u1", "v1")])
+    async with open_database(settings) as again:
+        assert [row.video_id for row in await InteractionLog(again).history("u1", 5)] == ["v1"]
+
+
+async def test_what_waits_for_too_long_is_refused(database: Database) -> None:
+    log = InteractionLog(database, max_rows=1, max_delay_s=0.05)
+    async with database.write() as connection:
+        await database.lock_log(connection)
+        waiting = [asyncio.create_task(log.append([event("u1", f"v{i}")])) for i in range(3)]
+        await asyncio.sleep(0.3)
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert isinstance(outcomes[-1], UnavailableError)
+    assert not isinstance(outcomes[0], BaseException)
+
+
+async def test_months_are_pruned_whole_and_events_stay_known_across_months(
+    log: InteractionLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start_us = int(dt.datetime(2026, 1, 1, tzinfo=dt.UTC).timestamp() * 1e6)
+    events = []
+    for half_month in range(8):
+        monkeypatch.setattr(log_module, "now_us", lambda at=start_us + half_month * HALF_A_MONTH_US: at)
+        events.append(event("u1", f"v{half_month}"))
+        await log.append(events[-1:])
+    # An id of an earlier month is still recognised.
+    assert (await log.append(events)).created == (False,) * 8
+    cutoff_us = start_us + 4 * HALF_A_MONTH_US + 1
+    while await log.prune(cutoff_us):
+        pass
+    # The cutoff is in March: January and February are gone.
+    months = [dt.datetime.fromtimestamp(r.record_time_us / 1e6, dt.UTC).month for r in await log.read(0, 9)]
+    assert months
+    assert min(months) == 3
+    extent = await log.extent()
+    assert extent.pruned_seq == 8 - len(months)
+    assert extent.last_seq == 8
+    assert not await log.prune(cutoff_us)
+
+
+async def test_event_ids_are_unique_in_the_database_itself(database: Database, log: InteractionLog) -> None:
+    one = event("u1", "v1")
+    await log.append([one])
+    row = (await log.read(0, 1))[0]
+    copy = {
+        "event_id": one.event_id,
+        "user_id": "u2",
+        "video_id": "v2",
+        "kind": 1,
+        "event_time_us": 1,
+        "record_time_us": row.record_time_us,
+        "region": "",
+        "tags": [],
+    }
+    with pytest.raises(sa.exc.IntegrityError):
+        async with database.write() as connection:
+            await connection.execute(tables.interactions.insert().values(copy))
+
+
+async def test_the_migrations_make_what_the_queries_expect(database: Database) -> None:
+    def compare(connection: sa.Connection) -> list[object]:
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "compare_type": True,
+                # Made by month, and with the unique index that only they can have.
+                "include_name": lambda name, kind, _: kind != "table" or not str(name)[-4:-3].isdigit(),
+                "include_object": lambda _o, name, *_: name not in {None, "uq_interactions_event_id"},
+            },
+        )
+        return list(compare_metadata(context, tables.metadata))
+
+    async with database.read() as connection:
+        assert await connection.run_sync(compare) == []
+
+
+async def test_a_schema_from_before_the_migrations_is_refused(settings: Settings) -> None:
+    engine = sa.ext.asyncio.create_async_engine(settings.database_url)
+    async with engine.begin() as connection:
+        await connection.execute(sa.text("CREATE TABLE interactions (seq INTEGER)"))
+    await engine.dispose()
+    with pytest.raises(SetupError, match="before the first release"):
+        async with open_database(settings):
+            pass
+
+
+async def test_a_newer_schema_is_refused(settings: Settings, database: Database) -> None:
+    async with database.write() as connection:
+        await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SetupError, match="9999"):
+        async with open_database(settings):
+            pass
+
+
+async def test_servers_that_open_an_empty_database_together_agree_on_its_log(settings: Settings) -> None:
+    async def identity() -> str:
+        async with open_database(settings) as own:
+            return (await InteractionLog(own).extent()).log_id
+
+    assert len(set(await asyncio.gather(*(identity() for _ in range(4))))) == 1
