@@ -11,8 +11,6 @@ from keek_server.interactions.kinds import TrendingScope
 from keek_server.interactions.log import LoggedInteraction
 from keek_server.settings import Settings
 
-_RISING_LIMIT = 10_000
-"""Videos whose weight by the short half-life is kept: ten times as many as the rising list is chosen from."""
 _COUNTED_PER_SEEN = 4
 """Interactions remembered as counted, per video remembered as seen: about one a kind."""
 
@@ -34,7 +32,6 @@ class RowEncoder:
             [
                 settings.trending_limit,
                 settings.trending_scope_limit,
-                min(settings.trending_limit, _RISING_LIMIT),
                 settings.history_limit,
                 settings.seen_limit,
                 _COUNTED_PER_SEEN * settings.seen_limit,
@@ -59,15 +56,16 @@ class RowEncoder:
         return packed
 
     def _row(self, row: LoggedInteraction) -> list[Any]:
-        time_us = row.event_time_us
-        encoded: list[Any] = [row.seq, row.user_id, row.video_id, f"{int(row.kind)}:{time_us}"]
-        log2_weight = self._log2_weights.get(row.kind)
+        time_us, kind = row.event_time_us, int(row.kind)
+        encoded: list[Any] = [row.seq, row.user_id, row.video_id, f"{kind}:{time_us}:{row.video_id}"]
+        log2_weight = self._log2_weights.get(kind)
         if log2_weight is not None:
+            # Windows are aligned to the epoch, so that an event's window is its own matter.
+            window = time_us // self._window_us
             encoded += (
-                # Windows are aligned to the epoch, so that an event's window is its own matter.
-                time_us // self._window_us,
+                window,
+                f"{window}:{kind}:{row.video_id}",
                 time_us / self._half_life_us + log2_weight,
-                int(row.kind),
                 time_us / self._rising_half_life_us + log2_weight,
             )
             if self._scopes:

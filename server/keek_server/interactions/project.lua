@@ -6,11 +6,11 @@
 -- ARGV[2]  how long the lease holds from now on, milliseconds
 -- ARGV[3]  watermark that the caller read the rows behind
 -- ARGV[4]  the generation's key prefix; its hash tag keeps all keys in one slot
--- ARGV[5]  limits: videos that trend everywhere, in one scope, that rise everywhere, interactions
---          in a history, videos seen, interactions remembered as counted
+-- ARGV[5]  limits: videos that trend everywhere, in one scope, interactions in a history, videos
+--          seen, interactions remembered as counted
 -- ARGV[6]  the rows as MessagePack:
---          [seq, user, video, "kind:time", window, x, kind, x_rising, [scope, ...]]
---          x is log2 of what the row adds to trending; what follows "kind:time" is absent when it
+--          [seq, user, video, "kind:time:video", window, "window:kind:video", x, x_rising, [scope, ...]]
+--          x is log2 of what the row adds to trending; what follows the first four is absent when it
 --          adds nothing, and the scopes when there are none
 -- ARGV[7]  what the last row is recognised by, kept with the watermark
 --
@@ -31,7 +31,7 @@ local call, log = redis.call, math.log
 local prefix = ARGV[4]
 local history_prefix, seen_prefix, counted_prefix =
   prefix .. 'history:', prefix .. 'seen:', prefix .. 'counted:'
-local trending_limit, scope_limit, rising_limit, history_limit, seen_limit, counted_limit =
+local trending_limit, scope_limit, history_limit, seen_limit, counted_limit =
   unpack(cjson.decode(ARGV[5]))
 -- A user with fewer rows than this has nothing to trim.
 local few = math.min(history_limit, seen_limit, counted_limit)
@@ -111,8 +111,8 @@ end
 local rows = cmsgpack.unpack(ARGV[6])
 for i = 1, #rows do
   local row = rows[i]
-  local user, video, event, x = row[2], row[3], row[4], row[6]
-  local length = call('RPUSH', history_prefix .. user, event .. ':' .. video)
+  local user, video, x = row[2], row[3], row[7]
+  local length = call('RPUSH', history_prefix .. user, row[4])
   call('ZADD', seen_prefix .. user, row[1], video)
   if length > few then
     call('LTRIM', history_prefix .. user, -history_limit, -1)
@@ -120,9 +120,8 @@ for i = 1, #rows do
   end
   if x then
     -- One user counts once per video, kind and window.
-    local window = row[5]
     local counted = counted_prefix .. user
-    if call('ZADD', counted, 'NX', window, window .. ':' .. row[7] .. ':' .. video) == 1 then
+    if call('ZADD', counted, 'NX', row[5], row[6]) == 1 then
       if length > few then
         call('ZREMRANGEBYRANK', counted, 0, -counted_limit - 1)
       end
@@ -140,9 +139,9 @@ end
 for i = 1, #scopes_in_order do
   local scope = scopes_in_order[i]
   local board = boards[scope]
-  local is_all = scope == ''
-  put(prefix .. 'trending:' .. scope, board.videos, board.x, is_all and trending_limit or scope_limit)
-  put(prefix .. 'rising:' .. scope, board.videos, board.x_rising, is_all and rising_limit or scope_limit)
+  local limit = scope == '' and trending_limit or scope_limit
+  put(prefix .. 'trending:' .. scope, board.videos, board.x, limit)
+  put(prefix .. 'rising:' .. scope, board.videos, board.x_rising, limit)
 end
 
 local last = string.format('%.0f', rows[#rows][1])
