@@ -7,7 +7,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from keek_server.interactions.kinds import EVERYTHING, TrendingScope
-from keek_server.interactions.log import LoggedInteraction
+from keek_server.interactions.rows import LoggedInteraction
 from keek_server.settings import Settings
 
 Contents = dict[str, Any]

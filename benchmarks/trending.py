@@ -30,8 +30,8 @@ from keek_server.clock import now_us
 from keek_server.interactions.connection import open_redis
 from keek_server.interactions.keys import ProjectionKeys
 from keek_server.interactions.kinds import InteractionKind
-from keek_server.interactions.log import LoggedInteraction
 from keek_server.interactions.projection import Projection
+from keek_server.interactions.rows import LoggedInteraction
 from keek_server.interactions.trending import Position, Trending
 from keek_server.interactions.writer import ROWS_A_CALL, ProjectionWriter
 from keek_server.settings import Settings

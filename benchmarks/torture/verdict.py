@@ -17,8 +17,9 @@ from keek_server.embedded import EmbeddedStack
 from keek_server.errors import UnavailableError
 from keek_server.interactions.connection import open_redis
 from keek_server.interactions.keys import ProjectionKeys
-from keek_server.interactions.log import InteractionLog, LoggedInteraction
+from keek_server.interactions.log import InteractionLog
 from keek_server.interactions.projection import Projection
+from keek_server.interactions.rows import LoggedInteraction
 from keek_server.interactions.writer import ProjectionWriter
 from keek_server.settings import Settings
 from keek_server.storage.database import Database, open_database

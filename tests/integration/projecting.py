@@ -65,9 +65,11 @@ def event(
     kind: InteractionKind = LIKE,
     *,
     age_s: float = 0.0,
-    event_id: uuid.UUID | None = None,
+    event_id: str | None = None,
     region: str = "",
     tags: tuple[str, ...] = (),
 ) -> Interaction:
     """An interaction that happened `age_s` ago."""
-    return Interaction(event_id or uuid.uuid4(), user, video, kind, now_us() - int(age_s * 1e6), region, tags)
+    return Interaction(
+        event_id or uuid.uuid4().hex, user, video, kind, now_us() - int(age_s * 1e6), region, tags
+    )

@@ -20,7 +20,8 @@ from keek_server.errors import UnavailableError
 from keek_server.interactions import csv_tail
 from keek_server.interactions.csv_lines import CSV_HEADER
 from keek_server.interactions.csv_tail import CsvTail
-from keek_server.interactions.log import InteractionLog, LoggedInteraction
+from keek_server.interactions.log import InteractionLog
+from keek_server.interactions.rows import LoggedInteraction
 from keek_server.settings import Settings
 from keek_server.storage.database import Database, open_database
 

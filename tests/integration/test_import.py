@@ -198,7 +198,7 @@ async def test_a_log_alone_is_imported_with_the_videos_of_the_database(
     )
     row = (await InteractionLog(database).read(0, 10))[3]
     # The video's tags go with it, as with a recorded interaction.
-    assert (row.user_id, row.video_id, row.tags) == ("u5", "v1", ["a", "b"])
+    assert (row.user_id, row.video_id, row.tags) == ("u5", "v1", ("a", "b"))
     await run_import(arguments, database)
     assert "0 interactions created, 2 known already" in capsys.readouterr().out
 

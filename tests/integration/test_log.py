@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -61,15 +62,39 @@ async def test_an_event_sent_again_stands_at_or_before_the_number_that_is_answer
     assert number < last <= again.seq
 
 
-async def test_everything_about_an_event_comes_back(log: InteractionLog) -> None:
+async def test_everything_about_an_event_comes_back_from_memory_and_from_the_disk(
+    database: Database, log: InteractionLog
+) -> None:
     sent = event("u:{1} 'ü'", 'v"1', region="de", tags=('a"b', "ü,c"))
     await log.append([sent, event("u2", "v2")])
     row, plain = await log.read(0, 10)
     assert (row.user_id, row.video_id, row.kind) == (sent.user_id, sent.video_id, sent.kind)
     assert row.event_time_us == sent.event_time_us
     assert row.record_time_us >= sent.event_time_us
-    assert (row.region, row.tags) == ("de", ['a"b', "ü,c"])
-    assert (plain.region, plain.tags) == ("", [])
+    assert (row.region, row.tags) == ("de", ('a"b', "ü,c"))
+    assert (plain.region, plain.tags) == ("", ())
+    assert await InteractionLog(database).read(0, 10) == [row, plain]
+
+
+async def test_one_that_writes_and_reads_skips_nothing_that_others_wrote(
+    settings: Settings, log: InteractionLog
+) -> None:
+    async with open_database(settings) as own:
+        other = InteractionLog(own)
+        first = event("u1", "v0")
+        seen: list[str] = []
+        after = 0
+        for i in range(1, 40):
+            await log.append([event("u1", f"a{i}"), event("u1", f"b{i}")])
+            await other.append([event("u2", f"c{i}")])
+            # Partly known: its numbers have gaps.
+            await log.append([event("u1", f"d{i}"), first, event("u1", f"e{i}")])
+            while i % 3 == 0 and (rows := await log.read(after, 4)):
+                seen += [row.video_id for row in rows]
+                after = rows[-1].seq
+    everything = [row.video_id for row in await InteractionLog(log._database).read(0, 1000)]
+    assert seen == everything
+    assert len(seen) == 39 * 5 + 1
 
 
 async def test_a_batch_keeps_its_order(log: InteractionLog) -> None:
@@ -121,7 +146,7 @@ async def test_what_was_appended_survives_closing_the_database(
 async def test_what_waits_for_too_long_is_refused(database: Database) -> None:
     log = InteractionLog(database, max_rows=1, max_delay_s=0.05)
     async with database.write() as connection:
-        await database.lock_log(connection)
+        await connection.run_sync(database.lock_log)
         waiting = [asyncio.create_task(log.append([event("u1", f"v{i}")])) for i in range(3)]
         await asyncio.sleep(0.3)
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
@@ -158,7 +183,7 @@ async def test_event_ids_are_unique_in_the_database_itself(database: Database, l
     await log.append([one])
     row = (await log.read(0, 1))[0]
     copy = {
-        "event_id": one.event_id,
+        "event_id": uuid.UUID(one.event_id),
         "user_id": "u2",
         "video_id": "v2",
         "kind": 1,

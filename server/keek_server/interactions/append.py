@@ -1,54 +1,75 @@
 """The one statement that appends to the log, in the dialect of each database.
 
-Both take a whole batch as few parameters, skip what is there already and return what was new,
-so that a batch costs one round trip whatever its size.
+Both take a whole batch as few parameters, skip what is there already and tell what was new, so that
+a batch costs the same few round trips whatever its size.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from uuid import UUID
+from functools import lru_cache
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keek_server.interactions.kinds import InteractionKind
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: setting the fields of a frozen one costs as much as all else on their way to the log.
+@dataclass(slots=True)
 class Interaction:
     """One feedback event."""
 
-    event_id: UUID
+    event_id: str
+    """A UUID as 32 hexadecimal digits in lower case."""
     user_id: str
     video_id: str
     kind: InteractionKind
     event_time_us: int
     region: str = ""
     """Where it happened; empty when unknown."""
-    tags: Sequence[str] = ()
+    tags: tuple[str, ...] = ()
     """The video's tags when it happened."""
 
 
-async def append(
-    connection: AsyncConnection, events: Sequence[Interaction], record_time_us: int
-) -> dict[UUID, int]:
+def append(
+    connection: sa.Connection, events: Sequence[Interaction], record_time_us: int
+) -> tuple[dict[str, int], int]:
     """Appends those of `events` that the log does not hold, in their order.
 
     The caller's transaction holds the log's lock, and commits.
 
     Returns:
-        The sequence number of each event that was new, by event_id.
+        The sequence number of each event that was new, by event_id; and the log's last one.
     """
-    if connection.dialect.name == "sqlite":
-        rows = [(event.event_id.hex, *_values(event)) for event in events]
-        parameters: dict[str, object] = {"rows": json.dumps(rows), "record_time_us": record_time_us}
-        result = await connection.execute(_SQLITE, parameters)
-        return {UUID(hex=event_id): seq for event_id, seq in result.all()}
+    insert = _insert_sqlite if connection.dialect.name == "sqlite" else _insert_postgresql
+    return insert(connection, events, record_time_us)
+
+
+def _insert_sqlite(
+    connection: sa.Connection, events: Sequence[Interaction], record_time_us: int
+) -> tuple[dict[str, int], int]:
+    before = connection.execute(_LAST).scalar_one() or 0
+    rows = [(event.event_id, *_values(event)) for event in events]
+    parameters = {"rows": json.dumps(rows), "record_time_us": record_time_us}
+    inserted = connection.execute(_SQLITE, parameters)
+    if inserted.rowcount == len(events):
+        # Nobody else appends, and nothing was skipped: the numbers follow each other.
+        last: int = inserted.lastrowid
+        return {event.event_id: last - i for i, event in enumerate(reversed(events))}, last
+    new = {event_id: seq for event_id, seq in connection.execute(_BEHIND, {"before": before})}  # noqa: C416
+    return new, max(new.values(), default=before)
+
+
+def _insert_postgresql(
+    connection: sa.Connection, events: Sequence[Interaction], record_time_us: int
+) -> tuple[dict[str, int], int]:
     columns = zip(*((event.event_id, *_values(event)) for event in events), strict=True)
     parameters = dict(zip(_COLUMNS, map(list, columns), strict=True))
-    result = await connection.execute(_POSTGRESQL, {**parameters, "record_time_us": record_time_us})
-    return {event_id: seq for event_id, seq in result.all()}  # noqa: C416
+    inserted = connection.execute(_POSTGRESQL, {**parameters, "record_time_us": record_time_us})
+    new = {event_id.hex: seq for event_id, seq in inserted}
+    if len(new) == len(events):
+        return new, max(new.values())
+    return new, connection.execute(_LAST).scalar_one() or 0
 
 
 def _values(event: Interaction) -> tuple[str, str, int, int, str, str]:
@@ -58,11 +79,19 @@ def _values(event: Interaction) -> tuple[str, str, int, int, str, str]:
         int(event.kind),
         event.event_time_us,
         event.region,
-        json.dumps(event.tags) if event.tags else "[]",
+        _json_of(event.tags),
     )
 
 
+@lru_cache(maxsize=100_000)
+def _json_of(tags: tuple[str, ...]) -> str:
+    """Of few videos there are many interactions."""
+    return json.dumps(tags)
+
+
 _COLUMNS = ("event_id", "user_id", "video_id", "kind", "event_time_us", "region", "tags")
+_LAST = sa.text("SELECT max(seq) FROM interactions")
+_BEHIND = sa.text("SELECT event_id, seq FROM interactions WHERE seq > :before")
 
 # "WHERE true": without it, SQLite reads ON as part of a join.
 _SQLITE = sa.text(
@@ -70,7 +99,7 @@ _SQLITE = sa.text(
     " (event_id, user_id, video_id, kind, event_time_us, region, tags, record_time_us)"
     " SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6,"
     " :record_time_us FROM json_each(:rows) WHERE true"
-    " ON CONFLICT DO NOTHING RETURNING event_id, seq"
+    " ON CONFLICT DO NOTHING"
 )
 
 # Each partition has a unique index of event_id, and ON CONFLICT sees the one that the row goes to;

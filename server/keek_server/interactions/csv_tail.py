@@ -10,7 +10,8 @@ from typing import TypeVar
 from keek_server.errors import SetupError, UnavailableError
 from keek_server.interactions.csv_file import CsvFile, Position
 from keek_server.interactions.csv_lines import csv_line
-from keek_server.interactions.log import InteractionLog, LoggedInteraction
+from keek_server.interactions.log import InteractionLog
+from keek_server.interactions.rows import LoggedInteraction
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgpack
 
 from keek_server.interactions.kinds import TrendingScope
-from keek_server.interactions.log import LoggedInteraction
+from keek_server.interactions.rows import LoggedInteraction
 from keek_server.settings import Settings
 
 _COUNTED_PER_SEEN = 4

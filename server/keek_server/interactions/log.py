@@ -11,26 +11,14 @@ from keek_server.batching import Batcher
 from keek_server.clock import now_us
 from keek_server.interactions.append import Interaction, append
 from keek_server.interactions.kinds import InteractionKind
+from keek_server.interactions.recent import RecentRows
+from keek_server.interactions.rows import LoggedInteraction
 from keek_server.storage.database import Database
 from keek_server.storage.partitions import MonthlyPartitions
 from keek_server.storage.tables import interactions as table
 from keek_server.storage.tables import log_identity
 
 _MAX_WAITING = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class LoggedInteraction:
-    """One row of the log."""
-
-    seq: int
-    user_id: str
-    video_id: str
-    kind: InteractionKind
-    event_time_us: int
-    record_time_us: int
-    region: str
-    tags: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +53,8 @@ class InteractionLog:
             max_delay_s: The longest that events wait for their transaction to begin.
         """
         self._database = database
+        self._recent = RecentRows()
+        self._last_seq = 0
         self._partitions = MonthlyPartitions(database, table.c.record_time_us)
         self._batcher: Batcher[Sequence[Interaction], Appended] = Batcher(
             self.commit, max_weight=max_rows, max_waiting=_MAX_WAITING, max_delay_s=max_delay_s, weigh=len
@@ -89,15 +79,26 @@ class InteractionLog:
         record_time_us = now_us()
         await self._partitions.cover(record_time_us)
         events = [event for events in batch for event in events]
-        async with self._database.write() as connection:
-            await self._database.lock_log(connection)
-            new = await append(connection, events, record_time_us)
-            # What was there before stands somewhere behind the newest row.
-            seq = max(new.values()) if len(new) == len(events) else await _last_seq(connection)
+
+        def work(connection: sa.Connection) -> tuple[dict[str, int], int]:
+            self._database.lock_log(connection)
+            return append(connection, events, record_time_us)
+
+        new, seq = await self._database.transact(work)
+        self._last_seq = seq
+        if len(new) == len(events):
+            self._recent.add([_logged(event, new[event.event_id], record_time_us) for event in events])
         return [_appended(events, new, seq) for events in batch]
 
     async def read(self, after_seq: int, limit: int) -> list[LoggedInteraction]:
-        """The next rows of the log behind `after_seq`, in commit order."""
+        """The next rows of the log behind `after_seq`, in commit order.
+
+        Without those that other servers appended since, perhaps, when this one appended some itself;
+        they come with the next call.
+        """
+        recent = self._recent.after(after_seq, limit)
+        if recent and (len(recent) == limit or recent[-1].seq == self._last_seq):
+            return recent
         query = _COLUMNS.where(table.c.seq > after_seq).order_by(table.c.seq).limit(limit)
         return await self._rows(query)
 
@@ -119,7 +120,7 @@ class InteractionLog:
             UnavailableError: When the database is down or late.
         """
         async with self._database.write() as connection:
-            await self._database.lock_log(connection)
+            await connection.run_sync(self._database.lock_log)
             pruned_seq = await self._partitions.prune(connection, before_us)
             if pruned_seq:
                 await connection.execute(log_identity.update().values(pruned_seq=pruned_seq))
@@ -132,9 +133,14 @@ class InteractionLog:
     async def _rows(self, query: sa.Select[Any]) -> list[LoggedInteraction]:
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
-        return [LoggedInteraction(r[0], r[1], r[2], InteractionKind(r[3]), *r[4:]) for r in rows]
+        return [
+            LoggedInteraction(seq, user_id, video_id, _KINDS[kind], event_us, record_us, region, tuple(tags))
+            for seq, user_id, video_id, kind, event_us, record_us, region, tags in rows
+        ]
 
 
+# Enums are slow to look up by value.
+_KINDS = {int(kind): kind for kind in InteractionKind}
 _IDENTITY = sa.select(log_identity.c.log_id, log_identity.c.pruned_seq)
 _COLUMNS = sa.select(
     table.c.seq,
@@ -152,6 +158,19 @@ async def _last_seq(connection: AsyncConnection) -> int:
     return (await connection.execute(sa.select(sa.func.max(table.c.seq)))).scalar_one() or 0
 
 
-def _appended(events: Sequence[Interaction], new: dict[Any, int], seq: int) -> Appended:
+def _logged(event: Interaction, seq: int, record_time_us: int) -> LoggedInteraction:
+    return LoggedInteraction(
+        seq,
+        event.user_id,
+        event.video_id,
+        event.kind,
+        event.event_time_us,
+        record_time_us,
+        event.region,
+        event.tags,
+    )
+
+
+def _appended(events: Sequence[Interaction], new: dict[str, int], seq: int) -> Appended:
     # Popped, so that of two copies in one batch the first alone counts as created.
     return Appended(tuple(new.pop(event.event_id, None) is not None for event in events), seq)

@@ -1,7 +1,8 @@
 """Recording feedback: known videos alone, acknowledged after the commit."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
 
 from keek_server import metrics
 from keek_server.errors import NotFoundError
@@ -27,7 +28,7 @@ class Recorded:
         """Counts one whose video is not known."""
         self.rejected += 1
         if len(self.rejections) < _REJECTIONS_NAMED:
-            self.rejections.append((str(interaction.event_id), f"no video {interaction.video_id!r}"))
+            self.rejections.append((str(UUID(interaction.event_id)), f"no video {interaction.video_id!r}"))
 
 
 class Recorder:
@@ -51,33 +52,32 @@ class Recorder:
             NotFoundError: When its video is not known; nothing is stored.
             UnavailableError: When the database is down.
         """
-        (tagged,) = await self._tagged([interaction])
-        if tagged is None:
+        if not await self._tag([interaction]):
             raise NotFoundError(f"no video {interaction.video_id!r}")
-        appended = await self._append([tagged])
+        appended = await self._append([interaction])
         in_feed = wait_for_feed and await self._projector.wait_for(appended.seq, self._wait_for_feed_s)
         return appended.created[0], in_feed
 
     async def record_many(self, interactions: Sequence[Interaction], result: Recorded) -> None:
         """Records those whose videos are known, in one transaction, and counts into `result`."""
-        tagged = await self._tagged(interactions)
-        for interaction, known in zip(interactions, tagged, strict=True):
-            if known is None:
+        known = await self._tag(interactions)
+        for interaction in interactions:
+            if interaction.video_id not in known:
                 result.reject(interaction)
-        accepted = [known for known in tagged if known is not None]
+        accepted = [interaction for interaction in interactions if interaction.video_id in known]
         if not accepted:
             return
         created = sum((await self._append(accepted)).created)
         result.created += created
         result.duplicate += len(accepted) - created
 
-    async def _tagged(self, interactions: Sequence[Interaction]) -> list[Interaction | None]:
-        """Each interaction with its video's tags; None where the video is not known."""
+    async def _tag(self, interactions: Sequence[Interaction]) -> Collection[str]:
+        """Gives each interaction its video's tags; returns the videos that are known."""
         briefs = await self._catalogue.briefs(interaction.video_id for interaction in interactions)
-        return [
-            replace(interaction, tags=brief.tags) if (brief := briefs.get(interaction.video_id)) else None
-            for interaction in interactions
-        ]
+        for interaction in interactions:
+            if (brief := briefs.get(interaction.video_id)) is not None:
+                interaction.tags = brief.tags
+        return briefs.keys()
 
     async def _append(self, interactions: Sequence[Interaction]) -> Appended:
         appended = await self._log.append(interactions)

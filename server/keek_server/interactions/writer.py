@@ -19,7 +19,8 @@ from keek_server.errors import KeekError
 from keek_server.interactions.connection import redis_deadline
 from keek_server.interactions.encode import RowEncoder
 from keek_server.interactions.keys import ProjectionKeys
-from keek_server.interactions.log import LogExtent, LoggedInteraction
+from keek_server.interactions.log import LogExtent
+from keek_server.interactions.rows import LoggedInteraction
 from keek_server.settings import Settings
 
 ROWS_A_CALL = 50

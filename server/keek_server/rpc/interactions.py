@@ -1,7 +1,6 @@
 """InteractionService: decode, call, encode."""
 
 from collections.abc import AsyncIterator
-from uuid import UUID
 
 from keek.v1 import interaction_service_pb2 as pb
 from keek.v1 import interaction_service_pb2_grpc
@@ -45,13 +44,17 @@ class InteractionServicer(interaction_service_pb2_grpc.InteractionServiceService
         )
 
 
+# Enums are slow to look up by value.
+_KINDS = {int(kind): kind for kind in InteractionKind}
+
+
 def _decode(message: pb.Interaction) -> Interaction:
     has_time = message.HasField("event_time")
     return Interaction(
-        UUID(message.event_id),
+        message.event_id.replace("-", "").lower(),
         message.user_id,
         message.video_id,
-        InteractionKind(message.kind),
+        _KINDS[message.kind],
         message.event_time.ToMicroseconds() if has_time else now_us(),
         message.region,
     )

@@ -5,6 +5,7 @@ functions; checking a request costs a few microseconds.
 """
 
 import re
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -78,11 +79,11 @@ class RuleChecker:
 def _value_checks(field: FieldDescriptor, rules: rules_pb2.FieldRules) -> list[_CheckValue]:
     checks: list[_CheckValue] = []
     if field.type == FieldDescriptor.TYPE_STRING:
-        checks.append(_no_nul)
+        checks.append(_text(rules.max_bytes or sys.maxsize))
+    elif rules.max_bytes:
+        checks.append(_max_bytes(rules.max_bytes))
     if field.enum_type:
         checks.append(_one_of(set(field.enum_type.values_by_number)))
-    if rules.max_bytes:
-        checks.append(_max_bytes(rules.max_bytes))
     if rules.HasField("min") or rules.HasField("max"):
         low = rules.min if rules.HasField("min") else float("-inf")
         high = rules.max if rules.HasField("max") else float("inf")
@@ -126,11 +127,18 @@ def _repeated(name: str, checks: list[_CheckValue], rules: rules_pb2.FieldRules)
             )
             return
         for i, value in enumerate(values):
-            place = f"{path}{name}[{i}]"
-            if is_required and isinstance(value, str):
-                _required(value, place, out)
-            for check_value in checks:
-                check_value(value, place, out)
+            before = len(out)
+            check_element(value, "", out)
+            if len(out) > before:
+                # Once more, with its place: to spell that for elements in order would cost the most.
+                del out[before:]
+                check_element(value, f"{path}{name}[{i}]", out)
+
+    def check_element(value: Any, path: str, out: Violations) -> None:
+        if is_required and isinstance(value, str):
+            _required(value, path, out)
+        for check_value in checks:
+            check_value(value, path, out)
 
     return check
 
@@ -140,10 +148,18 @@ def _required(value: Any, path: str, out: Violations) -> None:
         out.append(FieldViolation(path, "is required"))
 
 
-def _no_nul(value: str, path: str, out: Violations) -> None:
-    # PostgreSQL cannot store it.
-    if "\0" in value:
-        out.append(FieldViolation(path, "contains a NUL character"))
+def _text(limit: int) -> _CheckValue:
+    check_size = _max_bytes(limit)
+
+    def check(value: str, path: str, out: Violations) -> None:
+        # PostgreSQL cannot store it.
+        if "\0" in value:
+            out.append(FieldViolation(path, "contains a NUL character"))
+        # A character takes four bytes at most: the exact size is needed for few values.
+        if len(value) * 4 > limit:
+            check_size(value.encode(), path, out)
+
+    return check
 
 
 def _one_of(numbers: set[int]) -> _CheckValue:
@@ -155,10 +171,7 @@ def _one_of(numbers: set[int]) -> _CheckValue:
 
 
 def _max_bytes(limit: int) -> _CheckValue:
-    def check(value: str | bytes, path: str, out: Violations) -> None:
-        # A character takes four bytes at most: the exact size is needed for few values.
-        if len(value) * 4 > limit and isinstance(value, str):
-            value = value.encode()
+    def check(value: bytes, path: str, out: Violations) -> None:
         if len(value) > limit:
             out.append(FieldViolation(path, f"is {len(value)} bytes long, at most {limit} are allowed"))
 

@@ -2,10 +2,9 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 import sqlalchemy as sa
@@ -17,6 +16,9 @@ from keek_server.settings import Settings
 from keek_server.startup import wait_until_ready
 from keek_server.storage import tables
 from keek_server.storage.migrate import upgrade
+from keek_server.storage.sqlite import WRITING, SqliteWriter, sqlite_engine
+
+T = TypeVar("T")
 
 _WRITE_LOCK = 0x6B65656B  # "keek": the advisory lock that puts commits of the log in one order
 _IDLE_TRANSACTION_MS = 15_000
@@ -25,12 +27,13 @@ _IDLE_TRANSACTION_MS = 15_000
 class Database:
     """Transactions with a deadline; a database that is down raises UnavailableError."""
 
-    def __init__(self, engine: AsyncEngine, *, deadline_s: float) -> None:
+    def __init__(self, engine: AsyncEngine, writer: SqliteWriter | None, *, deadline_s: float) -> None:
         self.engine = engine
+        self._writer = writer
         self._deadline_s = deadline_s
-        self.is_sqlite = engine.dialect.name == "sqlite"
+        self.is_sqlite = writer is not None
         # SQLite has one writer: who waits here is woken at once, who waits there sleeps and tries.
-        self._turn = asyncio.Lock() if self.is_sqlite else None
+        self._turn = asyncio.Lock()
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -43,23 +46,38 @@ class Database:
         """A transaction that commits when the block ends, and rolls back when it raises."""
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(self._translated())
-            if self._turn is not None:
+            if self.is_sqlite:
                 await stack.enter_async_context(self._turn)
             connection = await stack.enter_async_context(self.engine.connect())
             if self.is_sqlite:
                 # Taking the write lock at once: a later upgrade of a read lock can fail as busy.
-                connection = await connection.execution_options(keek_begin="BEGIN IMMEDIATE")
+                connection = await connection.execution_options(**WRITING)
             async with connection.begin():
                 yield connection
 
-    async def lock_log(self, connection: AsyncConnection) -> None:
+    async def transact(self, work: Callable[[sa.Connection], T]) -> T:
+        """Runs `work` in a transaction that commits when it returns, and rolls back when it raises.
+
+        For what is done often: on SQLite all of it is one step of a thread of its own, where `write`
+        needs one for each statement.
+
+        Raises:
+            UnavailableError: When the database is down or late; it may still commit.
+        """
+        if self._writer is None:
+            async with self.write() as connection:
+                return await connection.run_sync(work)
+        async with self._translated(), self._turn:
+            return await self._writer.run(work)
+
+    def lock_log(self, connection: sa.Connection) -> None:
         """Makes this transaction the only one that appends to the log until it ends.
 
         So rows become visible in the order of their sequence numbers, and a reader
         that goes on from the highest number it saw skips nothing.
         """
         if not self.is_sqlite:
-            await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITE_LOCK)))
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITE_LOCK)))
 
     def insert(self, table: sa.Table) -> Any:
         """The dialect's INSERT, which knows ON CONFLICT."""
@@ -92,41 +110,24 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         SetupError: When the database cannot be reached within `startup_timeout_s`, or its schema
             is of another version.
     """
-    engine = _engine(settings.database_url)
-    database = Database(engine, deadline_s=settings.sql_deadline_s)
+    engine, writer = _engines(settings.database_url)
+    database = Database(engine, writer, deadline_s=settings.sql_deadline_s)
     try:
         await _prepare(database, settings)
         yield database
     finally:
         await engine.dispose()
+        if writer is not None:
+            writer.close()
 
 
-def _engine(url: str) -> AsyncEngine:
+def _engines(url: str) -> tuple[AsyncEngine, SqliteWriter | None]:
     parsed = sa.make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        # A server that vanishes in a transaction must not keep the log's lock.
-        limits = {"server_settings": {"idle_in_transaction_session_timeout": str(_IDLE_TRANSACTION_MS)}}
-        return create_async_engine(url, pool_pre_ping=True, connect_args=limits)
-    if parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_async_engine(url, connect_args={"timeout": 5.0})
-    sa.event.listen(engine.sync_engine, "connect", _configure_sqlite)
-    sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _configure_sqlite(connection: Any, _record: Any) -> None:
-    # The driver's own transaction handling is switched off: _begin_sqlite says BEGIN.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    # FULL: a commit is on the disk when it returns, also through a power cut.
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "cache_size=-65536", "mmap_size=268435456"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin_sqlite(connection: sa.Connection) -> None:
-    connection.exec_driver_sql(connection.get_execution_options().get("keek_begin", "BEGIN"))
+    if parsed.get_backend_name() == "sqlite":
+        return sqlite_engine(parsed), SqliteWriter(parsed)
+    # A server that vanishes in a transaction must not keep the log's lock.
+    limits = {"server_settings": {"idle_in_transaction_session_timeout": str(_IDLE_TRANSACTION_MS)}}
+    return create_async_engine(url, pool_pre_ping=True, connect_args=limits), None
 
 
 async def _prepare(database: Database, settings: Settings) -> None:
@@ -148,7 +149,7 @@ async def _prepare(database: Database, settings: Settings) -> None:
     )
     try:
         async with database.write() as connection:
-            await database.lock_log(connection)
+            await connection.run_sync(database.lock_log)
             await connection.run_sync(upgrade)
             if (await connection.execute(sa.select(tables.log_identity.c.log_id))).first() is None:
                 identity = {"log_id": uuid.uuid4().hex, "pruned_seq": 0}

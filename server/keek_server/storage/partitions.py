@@ -49,7 +49,7 @@ class MonthlyPartitions:
             return
         async with self._database.write() as connection:
             # CREATE ... IF NOT EXISTS by two servers at once can still collide.
-            await self._database.lock_log(connection)
+            await connection.run_sync(self._database.lock_log)
             for month_us in (start_us, next_month_us(start_us)):
                 for statement in self._creation(month_us):
                     await connection.execute(sa.text(statement))

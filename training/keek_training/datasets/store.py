@@ -114,12 +114,13 @@ async def _import_interactions(database: Database, dataset: Dataset, progress: b
 
 def _batches(dataset: Dataset) -> Iterator[list[Interaction]]:
     """Events for the log, a transaction's worth at a time."""
-    tags = dict(zip(*(dataset.videos[name].to_pylist() for name in ("video_id", "tags")), strict=True))
+    ids, tag_lists = (dataset.videos[name].to_pylist() for name in ("video_id", "tags"))
+    tags = dict(zip(ids, map(tuple, tag_lists), strict=True))
     events, same = tee(_events(dataset.interactions))
     given = zip(_extra(dataset.interactions, "event_id"), _extra(dataset.interactions, "region"), strict=True)
     interactions = (
         Interaction(
-            UUID(own_id) if own_id else made_id,
+            UUID(own_id).hex if own_id else made_id.hex,
             user_id,
             video_id,
             InteractionKind(kind),

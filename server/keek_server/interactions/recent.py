@@ -1,0 +1,42 @@
+"""The rows that this server appended last, kept for those who follow the log."""
+
+from collections import deque
+from collections.abc import Sequence
+
+from keek_server.interactions.rows import LoggedInteraction
+
+_ROWS_KEPT = 20_000
+
+
+class RecentRows:
+    """Saves the projector reading back what was written a moment ago."""
+
+    def __init__(self) -> None:
+        self._runs: deque[Sequence[LoggedInteraction]] = deque()
+        self._count = 0
+
+    def add(self, rows: Sequence[LoggedInteraction]) -> None:
+        """Keeps rows of one transaction that has committed.
+
+        Args:
+            rows: In the order of the log, with numbers that follow each other; others are not kept,
+                since another server's row could stand between them.
+        """
+        if not rows or rows[-1].seq - rows[0].seq != len(rows) - 1:
+            return
+        self._runs.append(rows)
+        self._count += len(rows)
+        while self._count > _ROWS_KEPT:
+            self._count -= len(self._runs.popleft())
+
+    def after(self, seq: int, limit: int) -> list[LoggedInteraction]:
+        """The rows that follow a number in the log, as far as it is certain; empty when it is not."""
+        found: list[LoggedInteraction] = []
+        for run in self._runs:
+            if run[0].seq <= seq + 1 <= run[-1].seq:
+                part = run[seq + 1 - run[0].seq :][: limit - len(found)]
+                found += part
+                seq = part[-1].seq
+                if len(found) == limit:
+                    break
+        return found
