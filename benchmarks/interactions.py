@@ -32,7 +32,7 @@ from keek.v1 import interaction_service_pb2_grpc as pb_grpc
 from keek_server.clock import now_us
 
 _CONCURRENCY = 64
-_STREAMS = 4
+_STREAMS = 8
 _ROWS_A_MESSAGE = 1000
 _USERS = 10_000
 _WARM_UP = 2_000

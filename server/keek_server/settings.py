@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     """How long running calls may take to finish at shutdown."""
 
     # -- the log and its projection ---------------------------------------------------------------
-    commit_rows: Annotated[int, Field(ge=1)] = 1000
+    commit_rows: Annotated[int, Field(ge=1)] = 4000
     """The most interactions that share a transaction; a larger message goes alone."""
     interaction_retention_days: Annotated[int, Field(ge=31)] | None = None
     """Whole months of interactions that lie further back are removed; kept for ever when unset.

@@ -50,3 +50,11 @@ def test_the_oldest_go_first() -> None:
         kept.add(rows(1 + run * size, size))
     assert kept.after(0, 10) == []
     assert seqs(kept.after(size, 1)) == [size + 1]
+
+
+def test_a_log_that_went_back_is_begun_again() -> None:
+    kept = RecentRows()
+    kept.add(rows(1, 5))
+    kept.add(rows(4, 1))
+    assert kept.after(0, 10) == []
+    assert seqs(kept.after(3, 10)) == [4]

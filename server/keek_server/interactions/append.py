@@ -55,7 +55,7 @@ def _insert_sqlite(
     if inserted.rowcount == len(events):
         # Nobody else appends, and nothing was skipped: the numbers follow each other.
         last: int = inserted.lastrowid
-        return {event.event_id: last - i for i, event in enumerate(reversed(events))}, last
+        return _numbered(events, last), last
     new = {event_id: seq for event_id, seq in connection.execute(_BEHIND, {"before": before})}  # noqa: C416
     return new, max(new.values(), default=before)
 
@@ -66,10 +66,18 @@ def _insert_postgresql(
     columns = zip(*((event.event_id, *_values(event)) for event in events), strict=True)
     parameters = dict(zip(_COLUMNS, map(list, columns), strict=True))
     inserted = connection.execute(_POSTGRESQL, {**parameters, "record_time_us": record_time_us})
-    new = {event_id.hex: seq for event_id, seq in inserted}
-    if len(new) == len(events):
-        return new, max(new.values())
-    return new, connection.execute(_LAST).scalar_one() or 0
+    count, first, last = inserted.one()
+    if count == len(events) == last - first + 1:
+        return _numbered(events, last), last
+    if count == 0:
+        return {}, connection.execute(_LAST).scalar_one() or 0
+    new = {event_id.hex: seq for event_id, seq in connection.execute(_BEHIND, {"before": first - 1})}
+    return new, last
+
+
+def _numbered(events: Sequence[Interaction], last: int) -> dict[str, int]:
+    """The numbers of events that follow each other, up to `last`."""
+    return {event.event_id: seq for seq, event in enumerate(events, last - len(events) + 1)}
 
 
 def _values(event: Interaction) -> tuple[str, str, int, int, str, str]:
@@ -103,16 +111,19 @@ _SQLITE = sa.text(
 )
 
 # Each partition has a unique index of event_id, and ON CONFLICT sees the one that the row goes to;
-# the earlier ones are asked by NOT EXISTS. Nobody appends in between: the log's lock is held.
+# the others are asked by the subquery. Nobody appends in between: the log's lock is held. NOT EXISTS
+# would say the same, and may be planned as a join that reads the whole log; a subquery with a LIMIT
+# asks the indexes.
 _POSTGRESQL = sa.text(
-    "INSERT INTO interactions"
+    "WITH new AS (INSERT INTO interactions"
     " (event_id, user_id, video_id, kind, event_time_us, region, tags, record_time_us)"
     " SELECT event_id, user_id, video_id, kind, event_time_us, region, CAST(tags AS json),"
     " CAST(:record_time_us AS bigint)"
     " FROM unnest(CAST(:event_id AS uuid[]), CAST(:user_id AS text[]), CAST(:video_id AS text[]),"
     " CAST(:kind AS smallint[]), CAST(:event_time_us AS bigint[]), CAST(:region AS text[]),"
     " CAST(:tags AS text[])) WITH ORDINALITY"
-    " AS new (event_id, user_id, video_id, kind, event_time_us, region, tags, place)"
-    " WHERE NOT EXISTS (SELECT FROM interactions AS old WHERE old.event_id = new.event_id)"
-    " ORDER BY place ON CONFLICT DO NOTHING RETURNING event_id, seq"
+    " AS sent (event_id, user_id, video_id, kind, event_time_us, region, tags, place)"
+    " WHERE (SELECT 1 FROM interactions AS old WHERE old.event_id = sent.event_id LIMIT 1) IS NULL"
+    " ORDER BY place ON CONFLICT DO NOTHING RETURNING seq)"
+    " SELECT count(*), min(seq), max(seq) FROM new"
 )

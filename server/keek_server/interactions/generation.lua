@@ -6,7 +6,8 @@
 -- KEYS[4]  rebuild: set by whoever wants the projection built anew
 -- ARGV[1]  the caller's token
 -- ARGV[2]  key prefix of all generations
--- ARGV[3]  begin    a generation, built from ARGV[4]; whoever wanted a rebuild is answered by it
+-- ARGV[3]  begin    a generation, built from ARGV[4] and the rows behind number ARGV[5]; whoever
+--                   wanted a rebuild is answered by it
 --          publish  generation ARGV[4]: it is read from now on
 --          retract  the current generation: none is read from now on
 --          release  the lease
@@ -18,7 +19,7 @@ end
 if ARGV[3] == 'begin' then
   local generation = redis.call('HINCRBY', KEYS[3], 'next', 1)
   redis.call('HSET', KEYS[3], generation, 1)
-  redis.call('HSET', ARGV[2] .. generation .. ':state', 'seq', '0', 'source', ARGV[4])
+  redis.call('HSET', ARGV[2] .. generation .. ':state', 'seq', ARGV[5], 'source', ARGV[4])
   redis.call('DEL', KEYS[4])
   return generation
 end

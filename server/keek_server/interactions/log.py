@@ -45,7 +45,7 @@ class LogExtent:
 class InteractionLog:
     """Appends by group commit; reads in commit order."""
 
-    def __init__(self, database: Database, *, max_rows: int = 1000, max_delay_s: float = 5.0) -> None:
+    def __init__(self, database: Database, *, max_rows: int = 4000, max_delay_s: float = 5.0) -> None:
         """
         Args:
             database: Holds the log.
@@ -102,6 +102,11 @@ class InteractionLog:
         query = _COLUMNS.where(table.c.seq > after_seq).order_by(table.c.seq).limit(limit)
         return await self._rows(query)
 
+    async def at(self, seq: int) -> LoggedInteraction | None:
+        """The row with a number, as the database has it at this moment."""
+        rows = await self._rows(_COLUMNS.where(table.c.seq == seq))
+        return rows[0] if rows else None
+
     async def history(self, user_id: str, limit: int) -> list[LoggedInteraction]:
         """A user's latest interactions, newest last."""
         query = _COLUMNS.where(table.c.user_id == user_id).order_by(table.c.seq.desc()).limit(limit)
@@ -124,6 +129,7 @@ class InteractionLog:
             pruned_seq = await self._partitions.prune(connection, before_us)
             if pruned_seq:
                 await connection.execute(log_identity.update().values(pruned_seq=pruned_seq))
+                self._recent.forget()
         return pruned_seq > 0
 
     async def aclose(self) -> None:

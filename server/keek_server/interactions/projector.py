@@ -168,18 +168,17 @@ class Projector:
         return max(await self._writer.generations(), default=0) > current.number
 
     async def _is_of_this_log(self, current: Generation) -> bool:
-        if current.seq == 0:
-            return True
         extent = await self._log.extent()
-        if current.seq > extent.last_seq:
-            return False
-        rows = await self._log.read(current.seq - 1, 1)
-        return current.seq <= extent.pruned_seq or (bool(rows) and tail_of(rows[0]) == current.tail)
+        if current.seq <= extent.pruned_seq:
+            return True
+        row = await self._log.at(current.seq)
+        return row is not None and tail_of(row) == current.tail
 
     async def _begin(self) -> _Target:
-        number = await self._writer.begin(self._token, self._writer.source(await self._log.extent()))
+        extent = await self._log.extent()
+        number = await self._writer.begin(self._token, self._writer.source(extent), extent.pruned_seq)
         logger.info("building generation %d of the projection", number)
-        return _Target(number, 0)
+        return _Target(number, extent.pruned_seq)
 
     async def _advance_serving(self) -> None:
         if self._serving is None:

@@ -24,10 +24,18 @@ class RecentRows:
         """
         if not rows or rows[-1].seq - rows[0].seq != len(rows) - 1:
             return
+        if self._runs and rows[0].seq <= self._runs[-1][-1].seq:
+            # The log went back: it was restored from a backup.
+            self.forget()
         self._runs.append(rows)
         self._count += len(rows)
         while self._count > _ROWS_KEPT:
             self._count -= len(self._runs.popleft())
+
+    def forget(self) -> None:
+        """Keeps none of them any more: some may no longer stand in the log."""
+        self._runs.clear()
+        self._count = 0
 
     def after(self, seq: int, limit: int) -> list[LoggedInteraction]:
         """The rows that follow a number in the log, as far as it is certain; empty when it is not."""

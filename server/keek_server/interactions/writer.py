@@ -109,13 +109,13 @@ class ProjectionWriter:
         async with redis_deadline(_DEADLINE_S):
             return int(await self._redis.hget(self._keys.state(generation), "seq") or 0)
 
-    async def begin(self, token: str, source: str) -> int:
-        """Begins a generation, which nobody reads yet.
+    async def begin(self, token: str, source: str, seq: int = 0) -> int:
+        """Begins a generation from the rows behind a number; nobody reads it yet.
 
         Raises:
             LeaseLostError: When the lease is another's by now.
         """
-        return await self._change(token, "begin", source)
+        return await self._change(token, "begin", source, seq)
 
     async def publish(self, token: str, generation: int) -> None:
         """Makes a generation the one that is read.
@@ -131,7 +131,7 @@ class ProjectionWriter:
         Raises:
             LeaseLostError: When the lease is another's by now.
         """
-        await self._change(token, "retract", "")
+        await self._change(token, "retract")
 
     async def apply(
         self, token: str, generation: int, after_seq: int, rows: Sequence[LoggedInteraction]
@@ -215,8 +215,8 @@ class ProjectionWriter:
         async with redis_deadline(_DEADLINE_S):
             await self._redis.hdel(self._keys.generations, str(number))
 
-    async def _change(self, token: str, what: str, argument: str | int) -> int:
-        arguments = [token, self._keys.prefix, what, argument]
+    async def _change(self, token: str, what: str, *details: str | int) -> int:
+        arguments = [token, self._keys.prefix, what, *details]
         async with redis_deadline(_DEADLINE_S):
             generation = await self._generation(keys=self._generation_keys(), args=arguments)
         if generation is None:
