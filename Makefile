@@ -53,8 +53,13 @@ run: setup repository ## the server with its embedded Triton and Redis, until Ct
 test: setup ## all tests, against real servers
 	@$(BIN)/pytest
 
-bench: setup ## the benchmarks, on the release that the demo published; JSON to benchmarks/results/
+bench: setup ## the benchmarks; JSON to benchmarks/results/ (the feed's on the release that the demo published)
 	@$(BIN)/python -m benchmarks.feed
+	@$(BIN)/python -m benchmarks.interactions
+	@$(BIN)/python -m benchmarks.interactions --database postgresql
+	@$(BIN)/python -m benchmarks.trending
+	@$(BIN)/python -m benchmarks.freshness
+	@$(BIN)/python -m benchmarks.torture
 
 load-test: setup ## ghz against the running server (needs Go)
 	@clients/ghz/run.sh
