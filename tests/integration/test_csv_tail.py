@@ -23,7 +23,7 @@ from keek_server.interactions.csv_tail import CsvTail
 from keek_server.interactions.log import InteractionLog
 from keek_server.interactions.rows import LoggedInteraction
 from keek_server.settings import Settings
-from keek_server.storage.database import Database, open_database
+from keek_server.storage.database import Database
 
 PROGRAM = Path(__file__).with_name("csv_tail_process.py")
 TIMEOUT_S = 60.0
@@ -31,18 +31,6 @@ TIMEOUT_S = 60.0
 
 class Killed(BaseException):
     """What stands for SIGKILL at one point of the code: nothing catches it, nothing is tidied up."""
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else ""
-    return Settings(data_dir=tmp_path / "data", database_url=url)
-
-
-@pytest.fixture
-async def database(settings: Settings) -> AsyncIterator[Database]:
-    async with open_database(settings) as opened:
-        yield opened
 
 
 @pytest.fixture

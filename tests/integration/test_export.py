@@ -31,18 +31,6 @@ USERS = ("u1", 'u"2"', "u,3", "ü\n4")
 DAY_US = 24 * 3600 * 1_000_000
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else ""
-    return Settings(data_dir=tmp_path / "data", database_url=url)
-
-
-@pytest.fixture
-async def database(settings: Settings) -> AsyncIterator[Database]:
-    async with open_database(settings) as opened:
-        yield opened
-
-
 @pytest.fixture
 async def other(tmp_path: Path) -> AsyncIterator[Database]:
     """A database that holds nothing."""

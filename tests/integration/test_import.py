@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -12,9 +11,8 @@ import sqlalchemy as sa
 from keek_server.errors import SetupError
 from keek_server.interactions.kinds import InteractionKind
 from keek_server.interactions.log import InteractionLog
-from keek_server.settings import Settings
 from keek_server.storage import tables
-from keek_server.storage.database import Database, open_database
+from keek_server.storage.database import Database
 from keek_training.datasets import store
 from keek_training.datasets.commands import add_arguments, run_import, run_synth
 from keek_training.datasets.dataset import Dataset
@@ -22,19 +20,6 @@ from keek_training.datasets.registry import open_dataset
 from keek_training.datasets.store import ImportSummary, import_dataset, load_dataset
 
 SYNTH = "synth:users=50,videos=300,interactions=3000,end=2026-01-01"
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else ""
-    return Settings(data_dir=tmp_path, database_url=url)
-
-
-@pytest.fixture
-async def database(settings: Settings) -> AsyncIterator[Database]:
-    """An empty database of each kind."""
-    async with open_database(settings) as opened:
-        yield opened
 
 
 @pytest.fixture

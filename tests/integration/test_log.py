@@ -3,8 +3,6 @@
 import asyncio
 import datetime as dt
 import uuid
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -20,18 +18,6 @@ from keek_server.storage import tables
 from keek_server.storage.database import Database, open_database
 
 HALF_A_MONTH_US = 15 * 24 * 3600 * 1_000_000
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else ""
-    return Settings(data_dir=tmp_path, database_url=url)
-
-
-@pytest.fixture
-async def database(settings: Settings) -> AsyncIterator[Database]:
-    async with open_database(settings) as opened:
-        yield opened
 
 
 @pytest.fixture

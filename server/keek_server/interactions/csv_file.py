@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from keek_server.errors import SetupError
-from keek_server.files import sync_folder, written_aside
+from keek_server.files import sync, written_aside
 from keek_server.interactions.csv_lines import CSV_HEADER
 from keek_server.interactions.log import LogExtent
 
@@ -122,7 +122,7 @@ class CsvFile:
             file.flush()
             os.fsync(file.fileno())
         if not start:
-            sync_folder(self.path.parent)
+            sync(self.path.parent)
         return start + len(lines)
 
     def _refuse_foreign(self) -> None:

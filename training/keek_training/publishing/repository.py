@@ -1,7 +1,6 @@
 """New versions in Triton's model repository: written aside, renamed, loaded."""
 
 import hashlib
-import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException
 
 from keek_server.errors import SetupError
+from keek_server.files import sync
 from keek_server.releases.manifest import TowerVersion
 from keek_server.settings import Settings
 from keek_server.towers.contract import TOWERS, TowerContract
@@ -49,9 +49,9 @@ def write_version(repository: Path, tower: TowerContract, version: int, model: P
 def publish_folder(aside: Path, final: Path) -> None:
     """Renames a complete folder to the name that readers look for; its files reach the disk first."""
     for path in (*aside.iterdir(), aside):
-        _sync(path)
+        sync(path)
     aside.rename(final)
-    _sync(final.parent)
+    sync(final.parent)
 
 
 def prune_versions(repository: Path) -> None:
@@ -86,11 +86,3 @@ async def _load_towers(settings: Settings) -> None:
                 await client.load_model(tower.model, headers=headers, client_timeout=_LOAD_DEADLINE_S)
             except (InferenceServerException, grpc.RpcError) as error:
                 raise SetupError(f"Triton does not load {tower.model}: {error}") from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,25 @@
+"""Fixtures of the tests that hold on every database."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from keek_server.settings import Settings
+from keek_server.storage.database import Database, open_database
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """Settings that name an empty database of each kind in turn."""
+    url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else ""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return Settings(data_dir=folder, database_url=url)
+
+
+@pytest.fixture
+async def database(settings: Settings) -> AsyncIterator[Database]:
+    """That database, open."""
+    async with open_database(settings) as opened:
+        yield opened
