@@ -10,12 +10,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from projecting import event
 
+from keek_server.clock import now_us
 from keek_server.errors import SetupError, UnavailableError
 from keek_server.interactions import log as log_module
 from keek_server.interactions.log import InteractionLog
 from keek_server.settings import Settings
 from keek_server.storage import tables
 from keek_server.storage.database import Database, open_database
+from keek_server.storage.partitions import month_start_us, next_month_us
 
 HALF_A_MONTH_US = 15 * 24 * 3600 * 1_000_000
 
@@ -162,6 +164,41 @@ async def test_months_are_pruned_whole_and_events_stay_known_across_months(
     assert extent.pruned_seq == 8 - len(months)
     assert extent.last_seq == 8
     assert not await log.prune(cutoff_us)
+
+
+async def test_a_value_that_the_database_refuses_is_no_outage(
+    log: InteractionLog, database: Database
+) -> None:
+    if database.is_sqlite:
+        pytest.skip("SQLite stores any value")
+    with pytest.raises(sa.exc.DBAPIError):
+        await log.append([event("u1", "v1", region="longer than sixteen")])
+    assert (await log.append([event("u1", "v2")])).created == (True,)
+
+
+async def test_a_backup_that_reads_for_long_stops_no_append_at_the_turn_of_a_month(
+    database: Database, log: InteractionLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await log.append([event("u1", "v1")])
+    monkeypatch.setattr(log_module, "now_us", lambda: next_month_us(month_start_us(now_us())))
+    async with database.read() as connection:
+        await connection.execute(sa.select(tables.interactions.c.seq))
+        assert (await InteractionLog(database).append([event("u1", "v2")])).created == (True,)
+
+
+async def test_several_servers_may_prune_at_once(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    start_us = int(dt.datetime(2026, 1, 1, tzinfo=dt.UTC).timestamp() * 1e6)
+    log = InteractionLog(database)
+    for half_month in range(6):
+        monkeypatch.setattr(log_module, "now_us", lambda at=start_us + half_month * HALF_A_MONTH_US: at)
+        await log.append([event("u1", f"v{half_month}")])
+
+    async def prune() -> None:
+        while await InteractionLog(database).prune(start_us + 4 * HALF_A_MONTH_US + 1):
+            pass
+
+    await asyncio.gather(*(prune() for _ in range(4)))
+    assert (await log.extent()).pruned_seq == 4
 
 
 async def test_event_ids_are_unique_in_the_database_itself(database: Database, log: InteractionLog) -> None:

@@ -351,3 +351,46 @@ async def test_a_projection_that_redis_lost_while_it_was_built_is_begun_again(
         current = await parts.writer().current()
         assert current is not None
         assert current.number > number
+
+
+async def test_a_rebuild_is_done_also_while_interactions_pour_in(parts: Parts) -> None:
+    await parts.log.append(many_events(300))  # type: ignore[arg-type]
+    projector = parts.projector()
+
+    async def pour() -> None:
+        while True:
+            await parts.log.append([event("u1", "v1", VIEW)])
+            projector.notify()
+
+    async with running(projector):
+        assert await projector.wait_for(300, 10)
+        pouring = asyncio.create_task(pour())
+        async with asyncio.timeout(15):
+            steps = [step async for step in rebuild_projection(parts.settings)]
+        pouring.cancel()
+        await asyncio.gather(pouring, return_exceptions=True)
+        assert steps[-1].done
+        last_seq = (await parts.log.extent()).last_seq
+        assert await projector.wait_for(last_seq, 5)
+
+
+async def test_a_log_that_lost_its_newest_rows_under_a_running_server_is_noticed(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keek_server.interactions.projector._INSPECT_S", 0.1)
+    await parts.log.append([event("u1", "v1"), event("u1", "lost")])
+    projector = parts.projector()
+    async with running(projector):
+        assert await projector.wait_for(2, 5)
+        async with parts.database.write() as connection:
+            await connection.exec_driver_sql("DELETE FROM interactions WHERE video_id = 'lost'")
+
+        async def noticed() -> bool:
+            with suppress(UnavailableError):
+                return (await parts.projection.user("u1")).seen == {"v1"}
+            return False
+
+        await eventually(noticed)
+        generations = await parts.writer().generations()
+        await asyncio.sleep(0.5)
+        assert max(await parts.writer().generations()) == max(generations)

@@ -1,6 +1,7 @@
 """The client of Redis: opened once, every call with a deadline, every error translated."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -12,6 +13,8 @@ from redis.exceptions import RedisError
 from keek_server.errors import SetupError, UnavailableError
 from keek_server.settings import Settings
 from keek_server.startup import wait_until_ready
+
+_PASSWORD = re.compile(r":[^:@/]*@")
 
 
 @asynccontextmanager
@@ -34,7 +37,7 @@ async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
     )
     try:
         await wait_until_ready(
-            f"Redis at {settings.redis_url} (KEEK_REDIS_URL)",
+            f"Redis at {_PASSWORD.sub(':***@', settings.redis_url)} (KEEK_REDIS_URL)",
             redis.ping,
             (RedisError,),
             timeout_s=settings.startup_timeout_s,
@@ -53,4 +56,4 @@ async def redis_deadline(seconds: float) -> AsyncIterator[None]:
     except TimeoutError as error:
         raise UnavailableError(f"Redis took longer than {seconds * 1000:.0f} ms") from error
     except (RedisError, OSError) as error:
-        raise UnavailableError(f"Redis does not answer: {error}") from error
+        raise UnavailableError("Redis does not answer") from error

@@ -76,15 +76,16 @@ class InteractionLog:
         Raises:
             UnavailableError: When the database is down or late.
         """
-        record_time_us = now_us()
-        await self._partitions.cover(record_time_us)
+        await self._partitions.cover(now_us())
         events = [event for events in batch for event in events]
 
-        def work(connection: sa.Connection) -> tuple[dict[str, int], int]:
+        def work(connection: sa.Connection) -> tuple[dict[str, int], int, int]:
             self._database.lock_log(connection)
-            return append(connection, events, record_time_us)
+            # Behind the lock, so that it grows with the sequence numbers.
+            record_time_us = now_us()
+            return *append(connection, events, record_time_us), record_time_us
 
-        new, seq = await self._database.transact(work)
+        new, seq, record_time_us = await self._database.transact(work)
         self._last_seq = seq
         if len(new) == len(events):
             self._recent.add([_logged(event, new[event.event_id], record_time_us) for event in events])
@@ -125,12 +126,15 @@ class InteractionLog:
             UnavailableError: When the database is down or late.
         """
         async with self._database.write() as connection:
-            await connection.run_sync(self._database.lock_log)
             pruned_seq = await self._partitions.prune(connection, before_us)
             if pruned_seq:
                 await connection.execute(log_identity.update().values(pruned_seq=pruned_seq))
-                self._recent.forget()
+                self.forget_recent()
         return pruned_seq > 0
+
+    def forget_recent(self) -> None:
+        """Reads from the database alone, until there are new rows: what was kept may be gone from there."""
+        self._recent.forget()
 
     async def aclose(self) -> None:
         """Waits for what is being committed."""

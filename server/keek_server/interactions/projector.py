@@ -155,17 +155,19 @@ class Projector:
         if not await self._is_of_this_log(current):
             logger.warning("Redis holds rows that the log does not: nobody reads it until it is built anew")
             self._serving = None
+            self._log.forget_recent()
             await self._writer.retract(self._token)
             return True
-        if current.source != self._writer.source(await self._log.extent()):
+        if not self._writer.has_these_settings(current):
             # It stays as it is, and is read, until the next one is complete.
             self._serving = None
             return True
         if self._serving is None:
             self._serving = _Target(current.number, current.seq)
             await self._advance_to(current.seq)
+        is_pruned = current.source != self._writer.source(await self._log.extent())
         # A newer one is what a projector left that died while it built.
-        return max(await self._writer.generations(), default=0) > current.number
+        return is_pruned or max(await self._writer.generations(), default=0) > current.number
 
     async def _is_of_this_log(self, current: Generation) -> bool:
         extent = await self._log.extent()
@@ -191,7 +193,9 @@ class Projector:
 
     async def _advance_building(self) -> None:
         target = self._building
-        if target is None or await self._apply(target):
+        if target is None or len(await self._apply(target)) == _ROWS:
+            return
+        if self._serving is not None and target.seq < self._serving.seq:
             return
         await self._writer.publish(self._token, target.number)
         logger.info("generation %d of the projection is read from now on", target.number)
@@ -203,7 +207,6 @@ class Projector:
         rows = await self._log.read(target.seq, _ROWS)
         if rows:
             target.seq = await self._writer.apply(self._token, target.number, target.seq, rows)
-            self._renewed = time.monotonic()
         return rows
 
     async def _clean_before(self, generation: int) -> None:

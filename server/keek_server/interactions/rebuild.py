@@ -50,6 +50,8 @@ async def rebuild_projection(settings: Settings) -> AsyncIterator[RebuildProgres
         running = asyncio.create_task(projector.run())
         try:
             while True:
+                if running.done():
+                    await running
                 current = await writer.current()
                 done = current is not None and current.number > before
                 seq = await writer.seq_of(max(await writer.generations(), default=0))

@@ -74,6 +74,11 @@ class ProjectionWriter:
         """Differs when a replay of the log would give another projection than one built before."""
         return json.dumps([extent.log_id, extent.pruned_seq, self._encoder.fingerprint])
 
+    def has_these_settings(self, generation: Generation) -> bool:
+        """Whether rows may be added to it: it was built with the settings that this one has."""
+        built_with: str = json.loads(generation.source)[-1]
+        return built_with == self._encoder.fingerprint
+
     async def acquire(self, token: str = "") -> Lease | None:
         """Takes the lease, or keeps the one with `token`; None when it is another's.
 

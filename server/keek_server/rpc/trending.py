@@ -86,7 +86,7 @@ def _decode_position(token: str) -> Position:
         position = Position(float.fromhex(score), int(ties))
     except (ValueError, OverflowError) as error:
         raise _not_a_token() from error
-    if not math.isfinite(position.log2_score) or position.ties < 0:
+    if not math.isfinite(position.log2_score) or not 0 <= position.ties < 2**31:
         raise _not_a_token()
     return position
 

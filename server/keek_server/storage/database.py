@@ -93,6 +93,8 @@ class Database:
         except _MISTAKES:
             raise
         except (sa.exc.DBAPIError, sa.exc.TimeoutError, *_CONNECTING, OSError) as error:
+            if _is_bad_value(error):
+                raise
             raise UnavailableError("the database is not reachable") from error
 
 
@@ -100,6 +102,11 @@ class Database:
 _MISTAKES = (sa.exc.ProgrammingError, sa.exc.IntegrityError, sa.exc.DataError, sa.exc.NotSupportedError)
 # What asyncpg raises while it connects, SQLAlchemy passes on as it is.
 _CONNECTING = (asyncpg.PostgresError, asyncpg.InterfaceError)
+
+
+def _is_bad_value(error: Exception) -> bool:
+    """PostgreSQL's class 22, which SQLAlchemy does not tell from the rest."""
+    return str(getattr(getattr(error, "orig", None), "sqlstate", None)).startswith("22")
 
 
 @asynccontextmanager
@@ -154,12 +161,12 @@ async def _prepare(database: Database, settings: Settings) -> None:
             if (await connection.execute(sa.select(tables.log_identity.c.log_id))).first() is None:
                 identity = {"log_id": uuid.uuid4().hex, "pruned_seq": 0}
                 await connection.execute(tables.log_identity.insert().values(identity))
-    except (UnavailableError, SetupError) as error:
+    except (UnavailableError, SetupError, sa.exc.DBAPIError) as error:
         reason = _reason(error)
         raise SetupError(f"the database at {shown} cannot be used: {reason} (KEEK_DATABASE_URL)") from error
 
 
 def _reason(error: Exception) -> str:
     """The driver's own words, in one line; SQLAlchemy's would show statements and values."""
-    cause = error.__cause__ or error
+    cause = error.__cause__ if isinstance(error, UnavailableError) and error.__cause__ else error
     return str(getattr(cause, "orig", cause)).partition("\n")[0]

@@ -1,11 +1,15 @@
 """Monthly partitions on PostgreSQL: made ahead of the rows, dropped whole by retention."""
 
 import datetime as dt
+import logging
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from keek_server.errors import UnavailableError
 from keek_server.storage.database import Database
+
+logger = logging.getLogger(__name__)
 
 _SECOND_US = 1_000_000
 
@@ -39,7 +43,7 @@ class MonthlyPartitions:
         self._covered: set[int] = set()
 
     async def cover(self, time_us: int) -> None:
-        """Makes sure that rows of this month and of the next one have a partition.
+        """Makes sure that rows of this month have a partition, and makes the next one's where it can.
 
         Raises:
             UnavailableError: When the database is down or late.
@@ -47,13 +51,13 @@ class MonthlyPartitions:
         start_us = month_start_us(time_us)
         if self._database.is_sqlite or start_us in self._covered:
             return
-        async with self._database.write() as connection:
-            # CREATE ... IF NOT EXISTS by two servers at once can still collide.
-            await connection.run_sync(self._database.lock_log)
-            for month_us in (start_us, next_month_us(start_us)):
-                for statement in self._creation(month_us):
-                    await connection.execute(sa.text(statement))
+        await self._create(start_us)
         self._covered.add(start_us)
+        try:
+            await self._create(next_month_us(start_us))
+        except UnavailableError as error:
+            # A long reader, a backup perhaps, is in the way. There is a month's time.
+            logger.warning("the next partition of %s waits: %s", self._table.name, error)
 
     async def prune(self, connection: AsyncConnection, before_us: int) -> int:
         """Removes one bounded piece of what lies in whole months before `before_us`.
@@ -64,8 +68,25 @@ class MonthlyPartitions:
         before_us = month_start_us(before_us)
         return await (self._delete if self._database.is_sqlite else self._drop)(connection, before_us)
 
-    def _creation(self, start_us: int) -> list[str]:
-        name = f"{self._table.name}_{_month(start_us):%Y_%m}"
+    async def _create(self, start_us: int) -> None:
+        name = self._name(start_us)
+        async with self._database.write() as connection:
+            # Making one locks the whole table: not for one that is there.
+            if (await connection.execute(_EXISTS, {"name": name})).scalar_one():
+                return
+            await self._lock(connection)
+            for statement in self._creation(name, start_us):
+                await connection.execute(sa.text(statement))
+
+    async def _lock(self, connection: AsyncConnection) -> None:
+        """One server at a time; and whoever would wait for a table makes all others wait behind it."""
+        await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_MS}ms'"))
+        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_PARTITIONS_LOCK)))
+
+    def _name(self, start_us: int) -> str:
+        return f"{self._table.name}_{_month(start_us):%Y_%m}"
+
+    def _creation(self, name: str, start_us: int) -> list[str]:
         bounds = f"FROM ({start_us}) TO ({next_month_us(start_us)})"
         # A unique index of the whole table would have to hold the time, too.
         return [
@@ -77,8 +98,9 @@ class MonthlyPartitions:
         ]
 
     async def _drop(self, connection: AsyncConnection, before_us: int) -> int:
+        await self._lock(connection)
         partitions = await connection.execute(_PARTITIONS, {"parent": self._table.name})
-        limit = f"{self._table.name}_{_month(before_us):%Y_%m}"
+        limit = self._name(before_us)
         for name in sorted(partitions.scalars()):
             if name >= limit:
                 break
@@ -98,6 +120,9 @@ class MonthlyPartitions:
 
 
 _ROWS_A_DELETE = 5_000
+_LOCK_TIMEOUT_MS = 1_000
+_PARTITIONS_LOCK = 0x70617274  # "part": the advisory lock of whoever makes or drops partitions
+_EXISTS = sa.text("SELECT to_regclass(:name) IS NOT NULL")
 _PARTITIONS = sa.text(
     "SELECT child.relname FROM pg_inherits"
     " JOIN pg_class child ON child.oid = inhrelid JOIN pg_class parent ON parent.oid = inhparent"

@@ -77,7 +77,9 @@ class Catalogue:
         async with self._database.write() as connection:
             known = await connection.execute(_IDS.where(table.c.video_id.in_(ids)))
             created = len(ids) - len(known.all())
-            await connection.execute(upsert, [asdict(video) for video in videos])
+            # In one order, so that two imports never wait for each other's rows in a circle.
+            ordered = sorted(videos, key=lambda video: video.video_id)
+            await connection.execute(upsert, [asdict(video) for video in ordered])
         for video_id in ids:
             self._briefs.pop(video_id, None)
         return created
