@@ -7,17 +7,16 @@ It serves the release of the data directory: `make demo` first.
 
 import argparse
 import asyncio
-import json
 import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import grpc
 
 import keek
+from benchmarks.servers import report
 from keek.v1 import feed_service_pb2, feed_service_pb2_grpc
 from keek_server.settings import Settings
 from keek_training.demo.processes import running_server, wait_until_serving
@@ -38,11 +37,7 @@ def main() -> None:
     with running_server(log, timeout_s=_UP_S) as address, keek.Client(address) as client:
         wait_until_serving(client, "keek.v1.FeedService", timeout_s=_UP_S)
         result = _measure(client, arguments.calls, arguments.rounds, arguments.users)
-    text = json.dumps(result)
-    output = Path("benchmarks/results/feed.json")
-    output.parent.mkdir(exist_ok=True)
-    output.write_text(text + "\n", "utf-8")
-    print(text)
+    report("feed", result)
 
 
 def _measure(client: keek.Client, calls: int, rounds: int, users: int) -> dict[str, Any]:

@@ -13,6 +13,10 @@ class InteractionKind(IntEnum):
     SKIP = 5
 
 
+KINDS = {int(kind): kind for kind in InteractionKind}
+"""By number: on the way of every interaction, an enum is slow to look up by value."""
+
+
 class TrendingScope(StrEnum):
     """What trending is kept for, beside everything."""
 

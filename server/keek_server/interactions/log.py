@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from keek_server.batching import Batcher
 from keek_server.clock import now_us
 from keek_server.interactions.append import Interaction, append
-from keek_server.interactions.kinds import InteractionKind
+from keek_server.interactions.kinds import KINDS
 from keek_server.interactions.recent import RecentRows
 from keek_server.interactions.rows import LoggedInteraction
 from keek_server.storage.database import Database
@@ -144,13 +144,11 @@ class InteractionLog:
         async with self._database.read() as connection:
             rows = (await connection.execute(query)).all()
         return [
-            LoggedInteraction(seq, user_id, video_id, _KINDS[kind], event_us, record_us, region, tuple(tags))
+            LoggedInteraction(seq, user_id, video_id, KINDS[kind], event_us, record_us, region, tuple(tags))
             for seq, user_id, video_id, kind, event_us, record_us, region, tags in rows
         ]
 
 
-# Enums are slow to look up by value.
-_KINDS = {int(kind): kind for kind in InteractionKind}
 _IDENTITY = sa.select(log_identity.c.log_id, log_identity.c.pruned_seq)
 _COLUMNS = sa.select(
     table.c.seq,

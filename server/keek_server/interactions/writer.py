@@ -91,9 +91,12 @@ class ProjectionWriter:
         return Lease(answer[0], bool(answer[1])) if answer else None
 
     async def release(self, token: str) -> None:
-        """Gives the lease back, so that another need not wait for its end."""
-        async with redis_deadline(_DEADLINE_S):
-            await self._generation(keys=self._generation_keys(), args=[token, self._keys.prefix, "release"])
+        """Gives the lease back, so that another need not wait for its end.
+
+        Raises:
+            LeaseLostError: When the lease is another's by now.
+        """
+        await self._change(token, "release")
 
     async def want_rebuild(self) -> None:
         """Asks whoever holds the lease to build the projection anew."""

@@ -6,7 +6,7 @@ from keek.v1 import interaction_service_pb2 as pb
 from keek.v1 import interaction_service_pb2_grpc
 from keek_server.clock import now_us
 from keek_server.interactions.append import Interaction
-from keek_server.interactions.kinds import InteractionKind
+from keek_server.interactions.kinds import KINDS
 from keek_server.interactions.recorder import Recorded, Recorder
 from keek_server.rpc.guard import Context
 
@@ -44,17 +44,13 @@ class InteractionServicer(interaction_service_pb2_grpc.InteractionServiceService
         )
 
 
-# Enums are slow to look up by value.
-_KINDS = {int(kind): kind for kind in InteractionKind}
-
-
 def _decode(message: pb.Interaction) -> Interaction:
     has_time = message.HasField("event_time")
     return Interaction(
         message.event_id.replace("-", "").lower(),
         message.user_id,
         message.video_id,
-        _KINDS[message.kind],
+        KINDS[message.kind],
         message.event_time.ToMicroseconds() if has_time else now_us(),
         message.region,
     )
