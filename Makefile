@@ -9,6 +9,9 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 STUBS := clients/python/keek/v1
 DATA ?= synth
+# 0 leaves out torch and open-clip, several gigabytes that only the export of CLIP needs.
+CLIP ?= 1
+CLIP_READY := $(if $(filter 0,$(CLIP)),,.venv/.clip-ready)
 
 # Other data than the default has a data directory and a model repository of its own, so that
 # catalogues do not mix.
@@ -33,6 +36,10 @@ setup: .venv/.ready .venv-triton/.ready ## both environments: Keek's and Triton'
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
+.venv/.clip-ready: requirements/clip.lock .venv/.ready
+	@$(UV) pip install --quiet --python $(BIN)/python --require-hashes -r requirements/clip.lock
+	@touch $@
+
 .venv-triton/.ready: requirements/triton.lock | .venv/.ready
 	@test -x .venv-triton/bin/python || $(PYTHON) -m venv .venv-triton
 	@$(UV) pip sync --quiet --python .venv-triton/bin/python --require-hashes requirements/triton.lock
@@ -44,13 +51,13 @@ repository:
 		test -f "$$target/config.pbtxt" || { mkdir -p "$$target" && cp "$$config" "$$target/"; }; \
 	done
 
-demo: setup repository ## the main job, end to end: train, publish, serve, stream, like (DATA=kuairand:DIR EPOCHS=3 for real data, sooner)
+demo: setup $(CLIP_READY) repository ## the main job, end to end: train, publish, serve, stream, like (DATA=kuairand:DIR EPOCHS=3 for real data, sooner)
 	@$(BIN)/keek-train demo --data $(DATA) $(if $(EPOCHS),--epochs $(EPOCHS))
 
 run: setup repository ## the server with its embedded Triton and Redis, until Ctrl-C
 	@$(BIN)/keek-server up
 
-test: setup ## all tests, against real servers
+test: setup $(CLIP_READY) ## all tests, against real servers (CLIP=0 leaves out those that export CLIP)
 	@$(BIN)/pytest
 
 bench: setup ## the benchmarks; JSON to benchmarks/results/ (the feed's on the release that the demo published)
@@ -92,6 +99,8 @@ lock: .venv/.ready ## new locks within the ranges of pyproject.toml
 	@$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 		--extra server --extra training --extra dev --constraint requirements/constraints.txt \
 		pyproject.toml --output-file requirements/dev.lock
+	@$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
+		--extra clip --constraint requirements/dev.lock pyproject.toml --output-file requirements/clip.lock
 	@for extra in server training; do $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header \
 		--no-annotate --no-emit-index-url --extra $$extra --constraint requirements/dev.lock pyproject.toml \
 		--output-file requirements/$$extra.lock; done
