@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class VideoServiceStub(object):
-    """The catalogue: what may be recommended.
+    """The catalogue: what may be recommended, and how videos come into it.
     """
 
     def __init__(self, channel):
@@ -50,14 +50,44 @@ class VideoServiceStub(object):
                 request_serializer=keek_dot_v1_dot_video__service__pb2.ImportVideosRequest.SerializeToString,
                 response_deserializer=keek_dot_v1_dot_video__service__pb2.ImportVideosResponse.FromString,
                 _registered_method=True)
+        self.UploadVideo = channel.stream_unary(
+                '/keek.v1.VideoService/UploadVideo',
+                request_serializer=keek_dot_v1_dot_video__service__pb2.UploadVideoRequest.SerializeToString,
+                response_deserializer=keek_dot_v1_dot_video__service__pb2.UploadVideoResponse.FromString,
+                _registered_method=True)
+        self.GetUpload = channel.unary_unary(
+                '/keek.v1.VideoService/GetUpload',
+                request_serializer=keek_dot_v1_dot_video__service__pb2.GetUploadRequest.SerializeToString,
+                response_deserializer=keek_dot_v1_dot_video__service__pb2.GetUploadResponse.FromString,
+                _registered_method=True)
+        self.CreateVideo = channel.unary_unary(
+                '/keek.v1.VideoService/CreateVideo',
+                request_serializer=keek_dot_v1_dot_video__service__pb2.CreateVideoRequest.SerializeToString,
+                response_deserializer=keek_dot_v1_dot_video__service__pb2.CreateVideoResponse.FromString,
+                _registered_method=True)
+        self.UpdateVideo = channel.unary_unary(
+                '/keek.v1.VideoService/UpdateVideo',
+                request_serializer=keek_dot_v1_dot_video__service__pb2.UpdateVideoRequest.SerializeToString,
+                response_deserializer=keek_dot_v1_dot_video__service__pb2.UpdateVideoResponse.FromString,
+                _registered_method=True)
+        self.DeleteVideo = channel.unary_unary(
+                '/keek.v1.VideoService/DeleteVideo',
+                request_serializer=keek_dot_v1_dot_video__service__pb2.DeleteVideoRequest.SerializeToString,
+                response_deserializer=keek_dot_v1_dot_video__service__pb2.DeleteVideoResponse.FromString,
+                _registered_method=True)
+        self.WatchVideo = channel.unary_stream(
+                '/keek.v1.VideoService/WatchVideo',
+                request_serializer=keek_dot_v1_dot_video__service__pb2.WatchVideoRequest.SerializeToString,
+                response_deserializer=keek_dot_v1_dot_video__service__pb2.WatchVideoResponse.FromString,
+                _registered_method=True)
 
 
 class VideoServiceServicer(object):
-    """The catalogue: what may be recommended.
+    """The catalogue: what may be recommended, and how videos come into it.
     """
 
     def GetVideo(self, request, context):
-        """NOT_FOUND when the video is not known.
+        """NOT_FOUND when the video is not known, or deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,7 +101,60 @@ class VideoServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ImportVideos(self, request, context):
-        """Creates or replaces the metadata of many videos in one transaction.
+        """Creates or replaces the metadata of many videos in one transaction. Files
+        that were uploaded stay, and so do clip vectors, unless new ones are given.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadVideo(self, request_iterator, context):
+        """Takes a video's file: one header, then chunks. Answers when the file is
+        decoded, stored and durable; the video is recommendable within a second
+        after that. INVALID_ARGUMENT with the reason when it is no video that can be
+        served; the reason in ErrorInfo is a value such as TRUNCATED.
+
+        Repeating an upload is harmless: upload_id tells. One that was cut off goes
+        on from the received_bytes that GetUpload gives, on any server.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUpload(self, request, context):
+        """How far an upload came. NOT_FOUND when nothing of it has arrived.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateVideo(self, request, context):
+        """Takes a video from where it lies: a file or a URL under one of the prefixes
+        that the server allows. Otherwise as UploadVideo. ALREADY_EXISTS when the
+        video has a file.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateVideo(self, request, context):
+        """Changes the metadata that update_mask names.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteVideo(self, request, context):
+        """The video is gone from every feed when this returns, on other servers a
+        moment later; its file is removed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchVideo(self, request, context):
+        """The states of a video or its upload, at once and at every change, until it
+        is READY or REJECTED. NOT_FOUND when neither is known.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -95,6 +178,36 @@ def add_VideoServiceServicer_to_server(servicer, server):
                     request_deserializer=keek_dot_v1_dot_video__service__pb2.ImportVideosRequest.FromString,
                     response_serializer=keek_dot_v1_dot_video__service__pb2.ImportVideosResponse.SerializeToString,
             ),
+            'UploadVideo': grpc.stream_unary_rpc_method_handler(
+                    servicer.UploadVideo,
+                    request_deserializer=keek_dot_v1_dot_video__service__pb2.UploadVideoRequest.FromString,
+                    response_serializer=keek_dot_v1_dot_video__service__pb2.UploadVideoResponse.SerializeToString,
+            ),
+            'GetUpload': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUpload,
+                    request_deserializer=keek_dot_v1_dot_video__service__pb2.GetUploadRequest.FromString,
+                    response_serializer=keek_dot_v1_dot_video__service__pb2.GetUploadResponse.SerializeToString,
+            ),
+            'CreateVideo': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateVideo,
+                    request_deserializer=keek_dot_v1_dot_video__service__pb2.CreateVideoRequest.FromString,
+                    response_serializer=keek_dot_v1_dot_video__service__pb2.CreateVideoResponse.SerializeToString,
+            ),
+            'UpdateVideo': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateVideo,
+                    request_deserializer=keek_dot_v1_dot_video__service__pb2.UpdateVideoRequest.FromString,
+                    response_serializer=keek_dot_v1_dot_video__service__pb2.UpdateVideoResponse.SerializeToString,
+            ),
+            'DeleteVideo': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteVideo,
+                    request_deserializer=keek_dot_v1_dot_video__service__pb2.DeleteVideoRequest.FromString,
+                    response_serializer=keek_dot_v1_dot_video__service__pb2.DeleteVideoResponse.SerializeToString,
+            ),
+            'WatchVideo': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchVideo,
+                    request_deserializer=keek_dot_v1_dot_video__service__pb2.WatchVideoRequest.FromString,
+                    response_serializer=keek_dot_v1_dot_video__service__pb2.WatchVideoResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'keek.v1.VideoService', rpc_method_handlers)
@@ -104,7 +217,7 @@ def add_VideoServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VideoService(object):
-    """The catalogue: what may be recommended.
+    """The catalogue: what may be recommended, and how videos come into it.
     """
 
     @staticmethod
@@ -178,6 +291,168 @@ class VideoService(object):
             '/keek.v1.VideoService/ImportVideos',
             keek_dot_v1_dot_video__service__pb2.ImportVideosRequest.SerializeToString,
             keek_dot_v1_dot_video__service__pb2.ImportVideosResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadVideo(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/keek.v1.VideoService/UploadVideo',
+            keek_dot_v1_dot_video__service__pb2.UploadVideoRequest.SerializeToString,
+            keek_dot_v1_dot_video__service__pb2.UploadVideoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUpload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keek.v1.VideoService/GetUpload',
+            keek_dot_v1_dot_video__service__pb2.GetUploadRequest.SerializeToString,
+            keek_dot_v1_dot_video__service__pb2.GetUploadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateVideo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keek.v1.VideoService/CreateVideo',
+            keek_dot_v1_dot_video__service__pb2.CreateVideoRequest.SerializeToString,
+            keek_dot_v1_dot_video__service__pb2.CreateVideoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateVideo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keek.v1.VideoService/UpdateVideo',
+            keek_dot_v1_dot_video__service__pb2.UpdateVideoRequest.SerializeToString,
+            keek_dot_v1_dot_video__service__pb2.UpdateVideoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteVideo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/keek.v1.VideoService/DeleteVideo',
+            keek_dot_v1_dot_video__service__pb2.DeleteVideoRequest.SerializeToString,
+            keek_dot_v1_dot_video__service__pb2.DeleteVideoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchVideo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/keek.v1.VideoService/WatchVideo',
+            keek_dot_v1_dot_video__service__pb2.WatchVideoRequest.SerializeToString,
+            keek_dot_v1_dot_video__service__pb2.WatchVideoResponse.FromString,
             options,
             channel_credentials,
             insecure,

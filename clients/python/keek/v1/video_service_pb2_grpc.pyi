@@ -27,33 +27,89 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class VideoServiceStub:
-    """The catalogue: what may be recommended."""
+    """The catalogue: what may be recommended, and how videos come into it."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> VideoServiceAsyncStub: ...
     GetVideo: _grpc.UnaryUnaryMultiCallable[_video_service_pb2.GetVideoRequest, _video_service_pb2.GetVideoResponse]
-    """NOT_FOUND when the video is not known."""
+    """NOT_FOUND when the video is not known, or deleted."""
     ListVideos: _grpc.UnaryUnaryMultiCallable[_video_service_pb2.ListVideosRequest, _video_service_pb2.ListVideosResponse]
     """All videos, ordered by video_id."""
     ImportVideos: _grpc.UnaryUnaryMultiCallable[_video_service_pb2.ImportVideosRequest, _video_service_pb2.ImportVideosResponse]
-    """Creates or replaces the metadata of many videos in one transaction."""
+    """Creates or replaces the metadata of many videos in one transaction. Files
+    that were uploaded stay, and so do clip vectors, unless new ones are given.
+    """
+    UploadVideo: _grpc.StreamUnaryMultiCallable[_video_service_pb2.UploadVideoRequest, _video_service_pb2.UploadVideoResponse]
+    """Takes a video's file: one header, then chunks. Answers when the file is
+    decoded, stored and durable; the video is recommendable within a second
+    after that. INVALID_ARGUMENT with the reason when it is no video that can be
+    served; the reason in ErrorInfo is a value such as TRUNCATED.
+
+    Repeating an upload is harmless: upload_id tells. One that was cut off goes
+    on from the received_bytes that GetUpload gives, on any server.
+    """
+    GetUpload: _grpc.UnaryUnaryMultiCallable[_video_service_pb2.GetUploadRequest, _video_service_pb2.GetUploadResponse]
+    """How far an upload came. NOT_FOUND when nothing of it has arrived."""
+    CreateVideo: _grpc.UnaryUnaryMultiCallable[_video_service_pb2.CreateVideoRequest, _video_service_pb2.CreateVideoResponse]
+    """Takes a video from where it lies: a file or a URL under one of the prefixes
+    that the server allows. Otherwise as UploadVideo. ALREADY_EXISTS when the
+    video has a file.
+    """
+    UpdateVideo: _grpc.UnaryUnaryMultiCallable[_video_service_pb2.UpdateVideoRequest, _video_service_pb2.UpdateVideoResponse]
+    """Changes the metadata that update_mask names."""
+    DeleteVideo: _grpc.UnaryUnaryMultiCallable[_video_service_pb2.DeleteVideoRequest, _video_service_pb2.DeleteVideoResponse]
+    """The video is gone from every feed when this returns, on other servers a
+    moment later; its file is removed.
+    """
+    WatchVideo: _grpc.UnaryStreamMultiCallable[_video_service_pb2.WatchVideoRequest, _video_service_pb2.WatchVideoResponse]
+    """The states of a video or its upload, at once and at every change, until it
+    is READY or REJECTED. NOT_FOUND when neither is known.
+    """
 
 @_typing.type_check_only
 class VideoServiceAsyncStub(VideoServiceStub):
-    """The catalogue: what may be recommended."""
+    """The catalogue: what may be recommended, and how videos come into it."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetVideo: _aio.UnaryUnaryMultiCallable[_video_service_pb2.GetVideoRequest, _video_service_pb2.GetVideoResponse]  # type: ignore[assignment]
-    """NOT_FOUND when the video is not known."""
+    """NOT_FOUND when the video is not known, or deleted."""
     ListVideos: _aio.UnaryUnaryMultiCallable[_video_service_pb2.ListVideosRequest, _video_service_pb2.ListVideosResponse]  # type: ignore[assignment]
     """All videos, ordered by video_id."""
     ImportVideos: _aio.UnaryUnaryMultiCallable[_video_service_pb2.ImportVideosRequest, _video_service_pb2.ImportVideosResponse]  # type: ignore[assignment]
-    """Creates or replaces the metadata of many videos in one transaction."""
+    """Creates or replaces the metadata of many videos in one transaction. Files
+    that were uploaded stay, and so do clip vectors, unless new ones are given.
+    """
+    UploadVideo: _aio.StreamUnaryMultiCallable[_video_service_pb2.UploadVideoRequest, _video_service_pb2.UploadVideoResponse]  # type: ignore[assignment]
+    """Takes a video's file: one header, then chunks. Answers when the file is
+    decoded, stored and durable; the video is recommendable within a second
+    after that. INVALID_ARGUMENT with the reason when it is no video that can be
+    served; the reason in ErrorInfo is a value such as TRUNCATED.
+
+    Repeating an upload is harmless: upload_id tells. One that was cut off goes
+    on from the received_bytes that GetUpload gives, on any server.
+    """
+    GetUpload: _aio.UnaryUnaryMultiCallable[_video_service_pb2.GetUploadRequest, _video_service_pb2.GetUploadResponse]  # type: ignore[assignment]
+    """How far an upload came. NOT_FOUND when nothing of it has arrived."""
+    CreateVideo: _aio.UnaryUnaryMultiCallable[_video_service_pb2.CreateVideoRequest, _video_service_pb2.CreateVideoResponse]  # type: ignore[assignment]
+    """Takes a video from where it lies: a file or a URL under one of the prefixes
+    that the server allows. Otherwise as UploadVideo. ALREADY_EXISTS when the
+    video has a file.
+    """
+    UpdateVideo: _aio.UnaryUnaryMultiCallable[_video_service_pb2.UpdateVideoRequest, _video_service_pb2.UpdateVideoResponse]  # type: ignore[assignment]
+    """Changes the metadata that update_mask names."""
+    DeleteVideo: _aio.UnaryUnaryMultiCallable[_video_service_pb2.DeleteVideoRequest, _video_service_pb2.DeleteVideoResponse]  # type: ignore[assignment]
+    """The video is gone from every feed when this returns, on other servers a
+    moment later; its file is removed.
+    """
+    WatchVideo: _aio.UnaryStreamMultiCallable[_video_service_pb2.WatchVideoRequest, _video_service_pb2.WatchVideoResponse]  # type: ignore[assignment]
+    """The states of a video or its upload, at once and at every change, until it
+    is READY or REJECTED. NOT_FOUND when neither is known.
+    """
 
 class VideoServiceServicer(metaclass=_abc_1.ABCMeta):
-    """The catalogue: what may be recommended."""
+    """The catalogue: what may be recommended, and how videos come into it."""
 
     @_abc_1.abstractmethod
     def GetVideo(
@@ -61,7 +117,7 @@ class VideoServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _video_service_pb2.GetVideoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_video_service_pb2.GetVideoResponse, _abc.Awaitable[_video_service_pb2.GetVideoResponse]]:
-        """NOT_FOUND when the video is not known."""
+        """NOT_FOUND when the video is not known, or deleted."""
 
     @_abc_1.abstractmethod
     def ListVideos(
@@ -77,6 +133,70 @@ class VideoServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _video_service_pb2.ImportVideosRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_video_service_pb2.ImportVideosResponse, _abc.Awaitable[_video_service_pb2.ImportVideosResponse]]:
-        """Creates or replaces the metadata of many videos in one transaction."""
+        """Creates or replaces the metadata of many videos in one transaction. Files
+        that were uploaded stay, and so do clip vectors, unless new ones are given.
+        """
+
+    @_abc_1.abstractmethod
+    def UploadVideo(
+        self,
+        request_iterator: _MaybeAsyncIterator[_video_service_pb2.UploadVideoRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_video_service_pb2.UploadVideoResponse, _abc.Awaitable[_video_service_pb2.UploadVideoResponse]]:
+        """Takes a video's file: one header, then chunks. Answers when the file is
+        decoded, stored and durable; the video is recommendable within a second
+        after that. INVALID_ARGUMENT with the reason when it is no video that can be
+        served; the reason in ErrorInfo is a value such as TRUNCATED.
+
+        Repeating an upload is harmless: upload_id tells. One that was cut off goes
+        on from the received_bytes that GetUpload gives, on any server.
+        """
+
+    @_abc_1.abstractmethod
+    def GetUpload(
+        self,
+        request: _video_service_pb2.GetUploadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_video_service_pb2.GetUploadResponse, _abc.Awaitable[_video_service_pb2.GetUploadResponse]]:
+        """How far an upload came. NOT_FOUND when nothing of it has arrived."""
+
+    @_abc_1.abstractmethod
+    def CreateVideo(
+        self,
+        request: _video_service_pb2.CreateVideoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_video_service_pb2.CreateVideoResponse, _abc.Awaitable[_video_service_pb2.CreateVideoResponse]]:
+        """Takes a video from where it lies: a file or a URL under one of the prefixes
+        that the server allows. Otherwise as UploadVideo. ALREADY_EXISTS when the
+        video has a file.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateVideo(
+        self,
+        request: _video_service_pb2.UpdateVideoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_video_service_pb2.UpdateVideoResponse, _abc.Awaitable[_video_service_pb2.UpdateVideoResponse]]:
+        """Changes the metadata that update_mask names."""
+
+    @_abc_1.abstractmethod
+    def DeleteVideo(
+        self,
+        request: _video_service_pb2.DeleteVideoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_video_service_pb2.DeleteVideoResponse, _abc.Awaitable[_video_service_pb2.DeleteVideoResponse]]:
+        """The video is gone from every feed when this returns, on other servers a
+        moment later; its file is removed.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchVideo(
+        self,
+        request: _video_service_pb2.WatchVideoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_video_service_pb2.WatchVideoResponse], _abc.AsyncIterator[_video_service_pb2.WatchVideoResponse]]:
+        """The states of a video or its upload, at once and at every change, until it
+        is READY or REJECTED. NOT_FOUND when neither is known.
+        """
 
 def add_VideoServiceServicer_to_server(servicer: VideoServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
