@@ -2,7 +2,10 @@
 
 KeekError
 ├── InvalidArgumentError    a request that can never succeed as it is; names the fields
+│   └── BadMediaError       a file that is no video, or no image, that can be used; says why
 ├── NotFoundError           a video, release or user that does not exist
+├── AlreadyExistsError      what should be made is there already
+├── OutOfRangeError         an offset that does not follow what is there
 ├── UnavailableError        a part is down; the same call may succeed later
 ├── OverloadedError         refused at the door; the same call may succeed soon
 └── SetupError              the program cannot start or go on as configured; for people
@@ -11,6 +14,7 @@ KeekError
 """
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 
 class KeekError(Exception):
@@ -39,8 +43,52 @@ class InvalidArgumentError(KeekError):
         return cls([FieldViolation(field, description)])
 
 
+class MediaProblem(StrEnum):
+    """Why a file cannot be used."""
+
+    NOT_A_VIDEO = "NOT_A_VIDEO"
+    NOT_AN_IMAGE = "NOT_AN_IMAGE"
+    UNSUPPORTED_FORMAT = "UNSUPPORTED_FORMAT"
+    """A video, in a container that is not taken."""
+    UNSUPPORTED_CODEC = "UNSUPPORTED_CODEC"
+    NO_VIDEO_STREAM = "NO_VIDEO_STREAM"
+    TRUNCATED = "TRUNCATED"
+    """Its end is missing."""
+    CORRUPT = "CORRUPT"
+    """It is damaged."""
+    TOO_LONG = "TOO_LONG"
+    TOO_LARGE = "TOO_LARGE"
+    """In bytes or in pixels."""
+    TOO_MANY_FRAMES = "TOO_MANY_FRAMES"
+    """In all, or a second."""
+    DECODE_BOMB = "DECODE_BOMB"
+    """Decoding it takes more memory or time than its like may take."""
+
+
+class BadMediaError(InvalidArgumentError):
+    """An uploaded file, or the image of a query, cannot be used."""
+
+    def __init__(self, reason: MediaProblem, description: str, *, field: str = "content") -> None:
+        """
+        Args:
+            reason: The kind of problem, for programs.
+            description: A sentence, for people.
+            field: What of the request holds the file.
+        """
+        super().__init__([FieldViolation(field, description)])
+        self.reason = reason
+
+
 class NotFoundError(KeekError):
     """What was named does not exist."""
+
+
+class AlreadyExistsError(KeekError):
+    """What should be made exists."""
+
+
+class OutOfRangeError(KeekError):
+    """An offset lies beyond what is there."""
 
 
 class UnavailableError(KeekError):

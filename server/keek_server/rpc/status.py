@@ -8,9 +8,12 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from keek_server.errors import (
+    AlreadyExistsError,
+    BadMediaError,
     InvalidArgumentError,
     KeekError,
     NotFoundError,
+    OutOfRangeError,
     OverloadedError,
     SetupError,
     UnavailableError,
@@ -20,6 +23,8 @@ _CODES: tuple[tuple[type[KeekError], grpc.StatusCode, str], ...] = (
     # The first that fits: subclasses stand before their bases.
     (InvalidArgumentError, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELDS"),
     (NotFoundError, grpc.StatusCode.NOT_FOUND, "NOT_FOUND"),
+    (AlreadyExistsError, grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS"),
+    (OutOfRangeError, grpc.StatusCode.OUT_OF_RANGE, "OUT_OF_RANGE"),
     (OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
     (UnavailableError, grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE"),
     (SetupError, grpc.StatusCode.FAILED_PRECONDITION, "SETUP"),
@@ -34,6 +39,8 @@ Trailers = tuple[tuple[str, str | bytes], ...]
 def to_status(error: KeekError) -> tuple[grpc.StatusCode, str, Trailers]:
     """The code, message and trailing metadata that say `error`."""
     code, reason = next((code, reason) for kind, code, reason in _CODES if isinstance(error, kind))
+    if isinstance(error, BadMediaError):
+        reason = error.reason.value
     details: list[Message] = [ErrorInfo(reason=reason, domain=_DOMAIN)]
     if isinstance(error, InvalidArgumentError):
         violations = [

@@ -1,0 +1,237 @@
+"""What happens to a child process concerns the call that it works for, and no other."""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks.clips import Clip, any_clip, write_clip
+from benchmarks.hostile_files import hostile_files
+
+from keek_server.errors import BadMediaError, KeekError, MediaProblem, OverloadedError, UnavailableError
+from keek_server.settings import Settings
+from keek_server.videos.decoding.decoder import Decoder, open_decoder
+from keek_server.videos.decoding.types import FrameShape
+
+SHAPE = FrameShape(32)
+
+
+@pytest.fixture
+async def decoder(tmp_path: Path) -> AsyncIterator[Decoder]:
+    """One video at a time, one more may wait."""
+    settings = Settings(data_dir=tmp_path, decode_workers=1, decode_queue=1, decode_timeout_s=20.0)
+    async with open_decoder(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    return write_clip(Clip(), tmp_path)
+
+
+async def _until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30.0):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+def _open_files() -> int:
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
+def _exists(pid: int) -> bool:
+    """Zombies count."""
+    return Path(f"/proc/{pid}").exists()
+
+
+async def _stop_spare(decoder: Decoder) -> int:
+    """Freezes the child that is ready for the next file, so that it never answers."""
+    (pid,) = decoder.children
+    await _until(lambda: _imported(pid))
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
+def _imported(pid: int) -> bool:
+    """Whether it waits for a file: it sleeps, with FFmpeg loaded."""
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return "libavcodec" in maps and state == "S"
+
+
+async def test_a_child_that_hangs_is_killed_at_its_deadline(tmp_path: Path, clip: Path) -> None:
+    settings = Settings(data_dir=tmp_path, decode_workers=1, decode_timeout_s=2.0)
+    async with open_decoder(settings) as decoder:
+        await decoder.decode_video(clip, SHAPE, 1)
+        pid = await _stop_spare(decoder)
+        started = time.monotonic()
+        with pytest.raises(BadMediaError, match="more than 2 s") as refused:
+            await decoder.decode_video(clip, SHAPE, 8)
+        assert refused.value.reason is MediaProblem.DECODE_BOMB
+        assert 1.9 < time.monotonic() - started < 10.0
+        await _until(lambda: not _exists(pid))
+        await decoder.decode_video(clip, SHAPE, 8)
+
+
+async def test_a_child_that_is_killed_from_outside_is_no_fault_of_the_file(
+    decoder: Decoder, clip: Path
+) -> None:
+    pid = await _stop_spare(decoder)
+    task = asyncio.create_task(decoder.decode_video(clip, SHAPE, 8))
+    await _until(lambda: len(decoder.children) == 2)
+    await asyncio.sleep(0.1)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(UnavailableError, match="signal 9"):
+        await task
+    assert len((await decoder.decode_video(clip, SHAPE, 8)).frames) == 8
+
+
+async def test_a_spare_child_that_died_is_replaced_without_anyone_noticing(
+    decoder: Decoder, clip: Path
+) -> None:
+    (pid,) = decoder.children
+    os.kill(pid, signal.SIGKILL)
+    assert len((await decoder.decode_video(clip, SHAPE, 8)).frames) == 8
+    await _until(lambda: not _exists(pid))
+
+
+async def test_a_decoder_that_crashes_leaves_a_refusal_and_a_line_in_the_log(
+    decoder: Decoder, clip: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pid = await _stop_spare(decoder)
+    task = asyncio.create_task(decoder.decode_video(clip, SHAPE, 8))
+    await _until(lambda: len(decoder.children) == 2)
+    await asyncio.sleep(0.1)
+    os.kill(pid, signal.SIGSEGV)
+    os.kill(pid, signal.SIGCONT)
+    with pytest.raises(BadMediaError, match="the decoder fails on it") as refused:
+        await task
+    assert refused.value.reason is MediaProblem.CORRUPT
+    assert [r.levelno for r in caplog.records if "ended with code -11" in r.message] == [logging.ERROR]
+
+
+async def test_a_cancelled_call_leaves_no_process(decoder: Decoder, clip: Path) -> None:
+    pid = await _stop_spare(decoder)
+    task = asyncio.create_task(decoder.decode_video(clip, SHAPE, 8))
+    await _until(lambda: len(decoder.children) == 2)
+    await asyncio.sleep(0.1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await _until(lambda: not _exists(pid))
+    assert len((await decoder.decode_video(clip, SHAPE, 8)).frames) == 8
+
+
+async def test_too_many_are_refused_and_those_who_wait_are_served(decoder: Decoder, clip: Path) -> None:
+    pid = await _stop_spare(decoder)
+    first = asyncio.create_task(decoder.decode_video(clip, SHAPE, 8))
+    await _until(lambda: len(decoder.children) == 2)
+    second = asyncio.create_task(decoder.decode_video(clip, SHAPE, 8))
+    await asyncio.sleep(0.2)
+    with pytest.raises(OverloadedError):
+        await decoder.decode_video(clip, SHAPE, 8)
+    # An image of a search does not wait for videos.
+    with pytest.raises(BadMediaError):
+        await asyncio.wait_for(decoder.decode_image(b"none", SHAPE), 10.0)
+    os.kill(pid, signal.SIGCONT)
+    one, two = await asyncio.gather(first, second)
+    np.testing.assert_array_equal(one.frames, two.frames)
+
+
+async def test_closing_ends_every_child_and_every_call(tmp_path: Path, clip: Path) -> None:
+    descriptors = _open_files()
+    async with open_decoder(Settings(data_dir=tmp_path, decode_workers=2)) as decoder:
+        await decoder.decode_video(clip, SHAPE, 1)
+        for pid in decoder.children:
+            os.kill(pid, signal.SIGSTOP)
+        calls = [asyncio.create_task(decoder.decode_video(clip, SHAPE, 8)) for _ in range(2)]
+        await _until(lambda: len(decoder.children) == 4)
+        pids = decoder.children
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [UnavailableError, UnavailableError]
+    assert not any(_exists(pid) for pid in pids)
+    with pytest.raises(UnavailableError, match="closed"):
+        await decoder.decode_video(clip, SHAPE, 8)
+    assert _open_files() == descriptors
+
+
+async def test_a_child_gets_neither_the_environment_nor_the_files_of_the_server(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch, clip: Path
+) -> None:
+    monkeypatch.setenv("KEEK_DATABASE_URL", "postgresql://secret")
+    await decoder.decode_video(clip, SHAPE, 1)
+    (pid,) = decoder.children
+    await _until(lambda: _imported(pid))
+    environment, opened = await asyncio.to_thread(_belongings, pid)
+    assert environment == {b"LANG=C.UTF-8"}
+    assert all(one.startswith(("socket:", "pipe:", "/dev/null")) for one in opened), opened
+
+
+def _belongings(pid: int) -> tuple[set[bytes], list[str]]:
+    """A process's environment, and what it has open."""
+    folder = Path(f"/proc/{pid}")
+    environment = (folder / "environ").read_bytes().split(b"\0")
+    return {*filter(None, environment)}, [str(one.readlink()) for one in (folder / "fd").iterdir()]
+
+
+async def test_children_work_for_uvloop_too_and_die_with_the_server(tmp_path: Path, clip: Path) -> None:
+    program = f"""
+import asyncio, uvloop
+from pathlib import Path
+from keek_server.settings import Settings
+from keek_server.videos.decoding.decoder import open_decoder
+
+async def main():
+    async with open_decoder(Settings(data_dir=Path({str(tmp_path)!r}))) as decoder:
+        video = await decoder.decode_video(Path({str(clip)!r}), None, 0)
+        assert video.poster_jpeg
+        print(*decoder.children, flush=True)
+        await asyncio.sleep(60)
+
+uvloop.run(main())
+"""
+    server = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdout=asyncio.subprocess.PIPE
+    )
+    assert server.stdout is not None
+    pids = [int(pid) for pid in (await server.stdout.readline()).split()]
+    assert len(pids) == 2
+    assert all(_exists(pid) for pid in pids)
+    server.kill()
+    await server.wait()
+    await _until(lambda: not any(_exists(pid) for pid in pids))
+
+
+async def test_good_uploads_do_not_notice_bad_ones(tmp_path: Path) -> None:
+    bad = [file.write(tmp_path) for file in hostile_files() if "empty-pictures" not in file.name]
+    good = [write_clip(any_clip(seed), tmp_path, f"good-{seed}") for seed in range(3)]
+    async with open_decoder(Settings(data_dir=tmp_path, decode_workers=2, decode_queue=100)) as decoder:
+        before = [await decoder.decode_video(path, SHAPE, 8) for path in good]
+
+        async def refused(path: Path) -> bool:
+            with pytest.raises(BadMediaError):
+                await decoder.decode_video(path, SHAPE, 8)
+            return True
+
+        calls = [decoder.decode_video(path, SHAPE, 8) for path in good * 4]
+        *refusals, meanwhile = await asyncio.gather(*map(refused, bad), asyncio.gather(*calls))
+        assert refusals == [True] * len(bad)
+        for i, video in enumerate(meanwhile):
+            np.testing.assert_array_equal(video.frames, before[i % 3].frames)
+            assert video.poster_jpeg == before[i % 3].poster_jpeg
+
+
+async def test_a_child_that_cannot_start_is_told_as_unavailable(
+    tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keek_server.videos.decoding.worker._MODULE", "keek_server.no_such_module")
+    async with open_decoder(Settings(data_dir=tmp_path)) as decoder:
+        with pytest.raises(UnavailableError, match="could be started") as failed:
+            await decoder.decode_video(clip, SHAPE, 8)
+    assert isinstance(failed.value, KeekError)
