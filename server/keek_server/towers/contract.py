@@ -67,3 +67,23 @@ VIDEO_TOWER: Final = TowerContract(
 )
 
 TOWERS: Final = (USER_TOWER, VIDEO_TOWER)
+
+CLIP_IMAGE: Final = TowerContract(
+    model="clip_image",
+    # RGB, resized and cropped as the release's `ClipRecord` says: bytes, a quarter of what floats
+    # would take on the way. Scaling by 255, mean and std are inside the model.
+    inputs=(TensorSpec("pixels", np.uint8, (3, -1, -1)),),
+    output=TensorSpec("clip_vector", np.float32, (CLIP_DIMENSION,)),
+    max_batch_size=32,
+)
+
+CLIP_TEXT: Final = TowerContract(
+    model="clip_text",
+    # Token ids with start and end, as `clip_tokens.Tokenizer` makes them, padded to the longest.
+    inputs=(TensorSpec("tokens", np.int32, (-1,)),),
+    output=TensorSpec("clip_vector", np.float32, (CLIP_DIMENSION,)),
+    max_batch_size=32,
+)
+
+CLIP_ENCODERS: Final = (CLIP_IMAGE, CLIP_TEXT)
+"""CLIP's two encoders; their vectors are L2-normalised, of one space."""

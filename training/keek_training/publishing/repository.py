@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 import grpc
@@ -12,18 +13,16 @@ from keek_server.errors import SetupError
 from keek_server.files import sync
 from keek_server.releases.manifest import TowerVersion
 from keek_server.settings import Settings
-from keek_server.towers.contract import TOWERS, TowerContract
+from keek_server.towers.contract import CLIP_ENCODERS, TOWERS, TowerContract
 from keek_server.towers.control import control_headers
 
 MODEL_FILE = "model.onnx"
-VERSIONS_KEPT = 3
-"""Newest versions of a model that stay in the repository: the live one and two to go back to."""
 
 _LOAD_DEADLINE_S = 120.0
 
 
 def next_version(repository: Path) -> int:
-    """A number that no tower in the repository has used yet, the same for all of them."""
+    """A number that no model in the repository has used yet, the same for all that get a new version."""
     numbers = [int(path.name) for path in repository.glob("*/*") if path.name.isdecimal()]
     return max(numbers, default=0) + 1
 
@@ -40,10 +39,13 @@ def write_version(repository: Path, tower: TowerContract, version: int, model: P
         shutil.rmtree(left_over)
     aside = folder / f"{version}.tmp"
     aside.mkdir()
-    content = model.read_bytes()
-    (aside / MODEL_FILE).write_bytes(content)
+    copy = aside / MODEL_FILE
+    shutil.copyfile(model, copy)
+    with copy.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    size = copy.stat().st_size
     publish_folder(aside, folder / str(version))
-    return TowerVersion(version=version, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+    return TowerVersion(version=version, sha256=sha256, size_bytes=size)
 
 
 def publish_folder(aside: Path, final: Path) -> None:
@@ -54,16 +56,31 @@ def publish_folder(aside: Path, final: Path) -> None:
     sync(final.parent)
 
 
-def prune_versions(repository: Path) -> None:
-    """Removes the oldest versions beyond VERSIONS_KEPT; the next load drops them from Triton."""
-    for tower in TOWERS:
-        folders = [path for path in (repository / tower.model).iterdir() if path.name.isdecimal()]
-        for folder in sorted(folders, key=lambda path: int(path.name))[:-VERSIONS_KEPT]:
-            shutil.rmtree(folder)
+def prune_versions(repository: Path, in_use: Iterable[Mapping[str, TowerVersion]], version: int) -> None:
+    """Removes the versions older than `version` that nothing uses; the next load drops them from Triton.
+
+    Args:
+        repository: The model repository.
+        in_use: The versions, by model, of each release that may serve, the new one included. Their
+            numbers need not be the same for all models.
+        version: The newest; a newer one may be another publisher's.
+    """
+    used = {(model, entry.version) for release in in_use for model, entry in release.items()}
+    for tower in (*TOWERS, *CLIP_ENCODERS):
+        for folder in (repository / tower.model).glob("*"):
+            if not folder.name.isdecimal() or int(folder.name) > version:
+                continue
+            if (tower.model, int(folder.name)) not in used:
+                shutil.rmtree(folder)
 
 
-async def load_version(settings: Settings, version: int) -> None:
-    """Has Triton load one version of all towers, without a gap for those that it has loaded.
+async def load_version(settings: Settings, version: int, models: Collection[str]) -> None:
+    """Has Triton load what is new of some models, without a gap for those that it has loaded.
+
+    Args:
+        settings: Where Triton and its repository are.
+        version: The number of what is new.
+        models: Names of the models.
 
     Raises:
         SetupError: When Triton refuses: no access to its control API, or a model that it cannot
@@ -71,18 +88,18 @@ async def load_version(settings: Settings, version: int) -> None:
             would serve no version at all of a model that has a broken one.
     """
     try:
-        await _load_towers(settings)
+        await _load_models(settings, models)
     except SetupError:
-        for tower in TOWERS:
-            shutil.rmtree(settings.model_repository / tower.model / str(version), ignore_errors=True)
+        for model in models:
+            shutil.rmtree(settings.model_repository / model / str(version), ignore_errors=True)
         raise
 
 
-async def _load_towers(settings: Settings) -> None:
+async def _load_models(settings: Settings, models: Collection[str]) -> None:
     headers = control_headers(settings.triton_control_token)
     async with triton.InferenceServerClient(settings.triton_url) as client:
-        for tower in TOWERS:
+        for model in models:
             try:
-                await client.load_model(tower.model, headers=headers, client_timeout=_LOAD_DEADLINE_S)
+                await client.load_model(model, headers=headers, client_timeout=_LOAD_DEADLINE_S)
             except (InferenceServerException, grpc.RpcError) as error:
-                raise SetupError(f"Triton does not load {tower.model}: {error}") from error
+                raise SetupError(f"Triton does not load {model}: {error}") from error

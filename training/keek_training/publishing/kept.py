@@ -1,0 +1,58 @@
+"""Which versions the releases that may serve again are made of: those have to stay."""
+
+from typing import Final
+
+import sqlalchemy as sa
+from pydantic import BaseModel
+
+from keek_server.releases.manifest import ClipVersion, TowerVersion
+from keek_server.releases.registry import ReleaseRegistry
+from keek_server.storage.database import Database
+from keek_server.storage.tables import releases
+from keek_server.towers.contract import CLIP_IMAGE, CLIP_TEXT, USER_TOWER, VIDEO_TOWER
+
+RELEASES_KEPT: Final = 3
+"""Releases whose models stay: the new one and two to go back to; the active one always does."""
+
+
+class ReleaseModels(BaseModel):
+    """The versions of the models that make up a release."""
+
+    user_tower: TowerVersion
+    video_tower: TowerVersion
+    clip: ClipVersion | None = None
+
+    @property
+    def by_name(self) -> dict[str, TowerVersion]:
+        """The version of each model, by the model's name."""
+        models = {USER_TOWER.model: self.user_tower, VIDEO_TOWER.model: self.video_tower}
+        if self.clip is not None:
+            models |= {CLIP_IMAGE.model: self.clip.image, CLIP_TEXT.model: self.clip.text}
+        return models
+
+
+class KeptRelease(ReleaseModels):
+    """What a manifest says of its models; manifests of other versions of Keek are read as well."""
+
+    release_id: str
+
+
+async def active_release(database: Database) -> KeptRelease | None:
+    """The release that serves; None before the first one."""
+    release_id = await ReleaseRegistry(database).active()
+    query = sa.select(releases.c.manifest).where(releases.c.release_id == release_id)
+    async with database.read() as connection:
+        manifest = (await connection.execute(query)).scalar_one_or_none()
+    return None if manifest is None else KeptRelease.model_validate(manifest)
+
+
+async def kept_releases(database: Database) -> list[KeptRelease]:
+    """The releases that a new one joins: the active one first, then the newest."""
+    newest = (
+        sa.select(releases.c.manifest).order_by(releases.c.create_time_us.desc()).limit(RELEASES_KEPT - 1)
+    )
+    async with database.read() as connection:
+        manifests = (await connection.execute(newest)).scalars().all()
+    kept = [KeptRelease.model_validate(manifest) for manifest in manifests]
+    active = await active_release(database)
+    return kept if active is None else [active, *(one for one in kept if one.release_id != active.release_id)]
