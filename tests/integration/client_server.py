@@ -3,16 +3,14 @@
 # ruff: noqa: N802 - the names are gRPC methods
 
 import asyncio
-from collections import Counter, defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
-from google.protobuf import duration_pb2
-from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2
+from client_catalogue import BAD_FILE, PART_BYTES, Search, Videos
+from client_faults import Fault, Faults, bad_request, error_info, page_of, retry_info, status_metadata
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
@@ -21,96 +19,27 @@ from keek.v1 import (
     feed_service_pb2_grpc,
     interaction_service_pb2,
     interaction_service_pb2_grpc,
+    search_service_pb2_grpc,
     trending_service_pb2,
     trending_service_pb2_grpc,
-    video_service_pb2,
     video_service_pb2_grpc,
 )
 
+__all__ = [
+    "BAD_FILE",
+    "CORPUS",
+    "PART_BYTES",
+    "Fault",
+    "Server",
+    "bad_request",
+    "error_info",
+    "retry_info",
+    "serve",
+    "until",
+]
+
 CORPUS = [f"v{number}" for number in range(25)]
 """The videos of every feed, in order."""
-
-
-@dataclass(slots=True)
-class Fault:
-    """What happens to one attempt instead of its answer."""
-
-    code: grpc.StatusCode | None = None
-    message: str = "injected"
-    details: Sequence[Message] = ()
-    delay_s: float = 0.0
-    """How long the attempt takes first."""
-
-
-@dataclass(slots=True)
-class Faults:
-    """Knobs, and what arrived at the server."""
-
-    queued: defaultdict[str, deque[Fault]] = field(default_factory=lambda: defaultdict(deque))
-    attempts: Counter[str] = field(default_factory=Counter)
-    requests: defaultdict[str, list[Message]] = field(default_factory=lambda: defaultdict(list))
-    cancelled: list[str] = field(default_factory=list)
-    fail_stream_after: int | None = None
-    """Pages after which a stream fails with INTERNAL."""
-    pause_s: float = 0.0
-    """Between the pages of a stream."""
-
-    def add(self, method: str, *faults: Fault) -> None:
-        """The next attempts of `method` go like this."""
-        self.queued[method].extend(faults)
-
-    async def strike(
-        self, method: str, request: Message, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
-        """Counts an attempt, and lets happen to it what is queued."""
-        self.attempts[method] += 1
-        self.requests[method].append(request)
-        if not self.queued[method]:
-            return
-        fault = self.queued[method].popleft()
-        try:
-            await asyncio.sleep(fault.delay_s)
-        except asyncio.CancelledError:
-            self.cancelled.append(method)
-            raise
-        if fault.code is not None:
-            await context.abort(fault.code, fault.message, status_metadata(fault))
-
-
-def status_metadata(fault: Fault) -> tuple[tuple[str, bytes], ...]:
-    """Trailing metadata with a google.rpc.Status, as a server sends it."""
-    if not fault.details or fault.code is None:
-        return ()
-    status = status_pb2.Status(code=fault.code.value[0], message=fault.message)
-    for detail in fault.details:
-        status.details.add().Pack(detail)
-    return (("grpc-status-details-bin", status.SerializeToString()),)
-
-
-def error_info(reason: str, **metadata: str) -> error_details_pb2.ErrorInfo:
-    return error_details_pb2.ErrorInfo(reason=reason, domain="keek", metadata=metadata)
-
-
-def bad_request(**violations: str) -> error_details_pb2.BadRequest:
-    """Violations by field; `__` stands for a dot."""
-    fields = [
-        error_details_pb2.BadRequest.FieldViolation(field=name.replace("__", "."), description=text)
-        for name, text in violations.items()
-    ]
-    return error_details_pb2.BadRequest(field_violations=fields)
-
-
-def retry_info(delay_s: float) -> error_details_pb2.RetryInfo:
-    delay = duration_pb2.Duration()
-    delay.FromMilliseconds(round(delay_s * 1000))
-    return error_details_pb2.RetryInfo(retry_delay=delay)
-
-
-def _page(names: Sequence[str], size: int, token: str) -> tuple[Sequence[str], str]:
-    """A page of `names`, and the token of the next one."""
-    start = int(token or 0)
-    end = start + (size or 10)
-    return names[start:end], str(end) if end < len(names) else ""
 
 
 def _items(names: Iterable[str]) -> list[feed_service_pb2.FeedItem]:
@@ -130,7 +59,7 @@ class Feeds(feed_service_pb2_grpc.FeedServiceServicer):
 
     async def ListFeed(self, request: Any, context: Any) -> feed_service_pb2.ListFeedResponse:
         await self.faults.strike("ListFeed", request, context)
-        names, token = _page(CORPUS, request.page_size, request.page_token)
+        names, token = page_of(CORPUS, request.page_size, request.page_token)
         return feed_service_pb2.ListFeedResponse(
             items=_items(names),
             next_page_token=token,
@@ -160,7 +89,7 @@ class Feeds(feed_service_pb2_grpc.FeedServiceServicer):
                 if number == self.faults.fail_stream_after:
                     fault = Fault(grpc.StatusCode.INTERNAL, "broken", [error_info("INTERNAL")])
                     await context.abort(grpc.StatusCode.INTERNAL, "broken", status_metadata(fault))
-                names, token = _page(CORPUS, request.page_size, token)
+                names, token = page_of(CORPUS, request.page_size, token)
                 yield feed_service_pb2.StreamFeedResponse(items=_items(names), next_page_token=token)
                 await asyncio.sleep(self.faults.pause_s)
                 if not token:
@@ -228,50 +157,12 @@ class Interactions(interaction_service_pb2_grpc.InteractionServiceServicer):
 
 
 @dataclass(slots=True)
-class Videos(video_service_pb2_grpc.VideoServiceServicer):
-    faults: Faults
-    stored: dict[str, video_service_pb2.Video] = field(default_factory=dict)
-
-    async def GetVideo(self, request: Any, context: Any) -> video_service_pb2.GetVideoResponse:
-        await self.faults.strike("GetVideo", request, context)
-        if request.video_id not in self.stored:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"no video {request.video_id!r}")
-        return video_service_pb2.GetVideoResponse(video=self.stored[request.video_id])
-
-    async def ListVideos(self, request: Any, context: Any) -> video_service_pb2.ListVideosResponse:
-        await self.faults.strike("ListVideos", request, context)
-        own = [
-            name for name, video in sorted(self.stored.items()) if request.owner_id in ("", video.owner_id)
-        ]
-        names, token = _page(own, request.page_size, request.page_token)
-        return video_service_pb2.ListVideosResponse(
-            videos=[self.stored[name] for name in names], next_page_token=token
-        )
-
-    async def ImportVideos(self, request: Any, context: Any) -> video_service_pb2.ImportVideosResponse:
-        await self.faults.strike("ImportVideos", request, context)
-        too_long = {
-            f"videos[{place}].duration_s": "must be at most 86400"
-            for place, video in enumerate(request.videos)
-            if video.duration_s > 86400
-        }
-        if too_long:
-            fault = Fault(grpc.StatusCode.INVALID_ARGUMENT, "bad videos", [bad_request(**too_long)])
-            await context.abort(fault.code, fault.message, status_metadata(fault))
-        created = sum(video.video_id not in self.stored for video in request.videos)
-        self.stored.update((video.video_id, video) for video in request.videos)
-        return video_service_pb2.ImportVideosResponse(
-            created_count=created, updated_count=len(request.videos) - created
-        )
-
-
-@dataclass(slots=True)
 class Trending(trending_service_pb2_grpc.TrendingServiceServicer):
     faults: Faults
 
     async def ListTrending(self, request: Any, context: Any) -> trending_service_pb2.ListTrendingResponse:
         await self.faults.strike("ListTrending", request, context)
-        names, token = _page(CORPUS, request.page_size, request.page_token)
+        names, token = page_of(CORPUS, request.page_size, request.page_token)
         return trending_service_pb2.ListTrendingResponse(videos=_trending(names), next_page_token=token)
 
     async def WatchTrending(
@@ -303,6 +194,7 @@ class Server:
     faults: Faults
     interactions: Interactions
     videos: Videos
+    search: Search
     health: health_aio.HealthServicer
 
     @property
@@ -311,24 +203,32 @@ class Server:
 
 
 @asynccontextmanager
-async def serve(credentials: grpc.ServerCredentials | None = None) -> AsyncIterator[Server]:
-    """A server on a free port of the loopback interface, with TLS when it has credentials."""
-    faults = Faults()
-    interactions, videos, health = Interactions(faults), Videos(faults), health_aio.HealthServicer()
-    server = grpc.aio.server()
+async def serve(
+    credentials: grpc.ServerCredentials | None = None, *, port: int = 0, before: Server | None = None
+) -> AsyncIterator[Server]:
+    """A server on the loopback interface, on a free port or this one, with TLS when it has credentials.
+
+    It has the videos of the server `before`, as after a restart.
+    """
+    faults = before.faults if before else Faults()
+    interactions, health = Interactions(faults), health_aio.HealthServicer()
+    videos = before.videos if before else Videos(faults)
+    search = Search(faults, CORPUS)
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", 9 << 20)])
     feed_service_pb2_grpc.add_FeedServiceServicer_to_server(Feeds(faults), server)
     interaction_service_pb2_grpc.add_InteractionServiceServicer_to_server(interactions, server)
     video_service_pb2_grpc.add_VideoServiceServicer_to_server(videos, server)
+    search_service_pb2_grpc.add_SearchServiceServicer_to_server(search, server)
     trending_service_pb2_grpc.add_TrendingServiceServicer_to_server(Trending(faults), server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    address = "127.0.0.1:0"
+    address = f"127.0.0.1:{port}"
     if credentials is None:
         port = server.add_insecure_port(address)
     else:
         port = server.add_secure_port(address, credentials)
     await server.start()
     try:
-        yield Server(port, faults, interactions, videos, health)
+        yield Server(port, faults, interactions, videos, search, health)
     finally:
         await server.stop(grace=None)
 

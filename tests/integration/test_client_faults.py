@@ -25,6 +25,10 @@ IDEMPOTENT_CALLS = [
     ("ListVideos", "list_videos", ()),
     ("ImportVideos", "import_videos", ([keek.Video(video_id="n1")],)),
     ("ListTrending", "list_trending", ()),
+    ("CreateVideo", "create_video", (keek.Video(), "s3://bucket/a.mp4")),
+    ("SearchVideos", "search_videos", ("a cat",)),
+    ("ListSimilarVideos", "list_similar_videos", ("v1",)),
+    ("FindAudience", "find_audience", ("v1",)),
 ]
 
 

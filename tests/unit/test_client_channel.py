@@ -8,7 +8,7 @@ import keek
 from keek.channel import DEFAULT_OPTIONS, channel_options, service_config
 
 
-def test_the_default_policy_retries_unavailable_calls_of_all_methods() -> None:
+def test_the_default_policy_retries_unavailable_calls_of_all_methods_but_uploads() -> None:
     config = json.loads(service_config(keek.RetryPolicy()))
     assert config["methodConfig"] == [
         {
@@ -20,7 +20,9 @@ def test_the_default_policy_retries_unavailable_calls_of_all_methods() -> None:
                 "backoffMultiplier": 2.0,
                 "retryableStatusCodes": ["UNAVAILABLE"],
             },
-        }
+        },
+        # Uploads go on from what has arrived, which gRPC cannot know.
+        {"name": [{"service": "keek.v1.VideoService", "method": "UploadVideo"}]},
     ]
     assert config["loadBalancingConfig"] == [{"round_robin": {}}]
     assert config["retryThrottling"] == {"maxTokens": 100, "tokenRatio": 0.1}
@@ -65,3 +67,8 @@ def test_backoffs_that_do_not_wait_are_refused(field: str) -> None:
 def test_a_deadline_of_no_call_is_refused() -> None:
     with pytest.raises(TypeError, match="no_such_call_s"):
         keek.Timeouts(no_such_call_s=1.0)  # type: ignore[call-arg]
+
+
+def test_a_negative_patience_is_refused() -> None:
+    with pytest.raises(ValueError, match="upload_patience_s"):
+        keek.RetryPolicy(upload_patience_s=-1)

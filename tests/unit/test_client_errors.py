@@ -13,6 +13,9 @@ from keek.errors import from_rpc_error
 CLASSES = {
     grpc.StatusCode.INVALID_ARGUMENT: keek.InvalidArgumentError,
     grpc.StatusCode.NOT_FOUND: keek.NotFoundError,
+    grpc.StatusCode.ALREADY_EXISTS: keek.AlreadyExistsError,
+    grpc.StatusCode.FAILED_PRECONDITION: keek.FailedPreconditionError,
+    grpc.StatusCode.OUT_OF_RANGE: keek.OutOfRangeError,
     grpc.StatusCode.UNAUTHENTICATED: keek.UnauthenticatedError,
     grpc.StatusCode.PERMISSION_DENIED: keek.PermissionDeniedError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: keek.ResourceExhaustedError,
@@ -52,6 +55,7 @@ def test_all_standard_details_of_one_status_are_read() -> None:
     for detail in (unknown, info, error_details_pb2.BadRequest(field_violations=[violation]), retry):
         status.details.add().Pack(detail)
     error = from_rpc_error(_rpc_error(grpc.StatusCode.UNAVAILABLE, status.SerializeToString()))
+    assert error.reason == "TRITON_DOWN"
     assert error.details == keek.ErrorDetails(
         reason="TRITON_DOWN",
         domain="keek",

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 import keek
-from keek.cli.video_csv import Line, Malformed, Row, Unread, read_videos
+from keek.cli.importing.csv_file import read_videos
+from keek.cli.importing.rows import Line, Malformed, Row, Unread
 
 HEADER = "video_id,tags,duration,owner\n"
 
@@ -106,3 +107,14 @@ def test_a_malformed_time_is_reported(file: Path) -> None:
 @pytest.mark.parametrize("text", ["", "id,tags\nv1,a\n", "\nvideo_id\nv1\n"])
 def test_a_file_without_its_header_is_reported_once(file: Path, text: str) -> None:
     assert _read(file, text) == [Malformed(1, "the header has no column video_id")]
+
+
+def test_a_column_of_files_is_read_beside_the_metadata(file: Path) -> None:
+    rows = _read(file, "video_id,file\nv1, clips/a.mp4\nv2,\n")
+    v1, v2 = keek.Video(video_id="v1"), keek.Video(video_id="v2")
+    assert rows == [Row(2, v1, "clips/a.mp4"), Row(3, v2, "")]
+
+
+def test_lines_that_are_done_are_passed_over_also_when_they_are_bad(file: Path) -> None:
+    file.write_text("video_id,tags\nv1,a\nv2\nv3,a\n")
+    assert [row[0] for row in read_videos(file, done={2, 3})] == [4]

@@ -9,16 +9,20 @@ from keek.channel import VERSION, RetryPolicy, Timeouts
 from keek.client import Client
 from keek.connection import ClientState
 from keek.errors import (
+    AlreadyExistsError,
     CallCancelledError,
     CallError,
     ClientStateError,
     DeadlineExceededError,
     ErrorDetails,
+    FailedPreconditionError,
     FieldViolation,
+    FileChangedError,
     InternalError,
     InvalidArgumentError,
     KeekError,
     NotFoundError,
+    OutOfRangeError,
     PermissionDeniedError,
     ResourceExhaustedError,
     UnauthenticatedError,
@@ -26,14 +30,17 @@ from keek.errors import (
     UnimplementedError,
 )
 from keek.messages import Recorded, RecordOptions, interaction
+from keek.queries import SearchOptions
 from keek.v1.feed_service_pb2 import FeedItem, FeedSource
 from keek.v1.interaction_service_pb2 import Interaction, InteractionKind
+from keek.v1.search_service_pb2 import FoundVideo
 from keek.v1.trending_service_pb2 import TrendingVideo
-from keek.v1.video_service_pb2 import Video
+from keek.v1.video_service_pb2 import Video, VideoState
 
 __version__ = VERSION
 
 __all__ = [
+    "AlreadyExistsError",
     "CallCancelledError",
     "CallError",
     "Client",
@@ -41,26 +48,32 @@ __all__ = [
     "ClientStateError",
     "DeadlineExceededError",
     "ErrorDetails",
+    "FailedPreconditionError",
     "FeedItem",
     "FeedSource",
     "FieldViolation",
+    "FileChangedError",
+    "FoundVideo",
     "Interaction",
     "InteractionKind",
     "InternalError",
     "InvalidArgumentError",
     "KeekError",
     "NotFoundError",
+    "OutOfRangeError",
     "PermissionDeniedError",
     "RecordOptions",
     "Recorded",
     "ResourceExhaustedError",
     "RetryPolicy",
+    "SearchOptions",
     "Timeouts",
     "TrendingVideo",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
     "Video",
+    "VideoState",
     "__version__",
     "aio",
     "interaction",

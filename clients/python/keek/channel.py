@@ -19,9 +19,9 @@ _MIB: Final = 1 << 20
 class RetryPolicy:
     """When a call is made again: on UNAVAILABLE, within the call's own deadline.
 
-    Every call of Keek may be repeated, because interactions carry an `event_id`. A stream
-    is retried until its first message has arrived. The waits grow by `backoff_multiplier`
-    and vary by 20 %.
+    Every call of Keek may be repeated, because interactions carry an `event_id`, and changes of
+    videos a `request_id`. A stream is retried until its first message has arrived. The waits grow
+    by `backoff_multiplier` and vary by 20 %. An upload goes on where it was cut off.
     """
 
     max_attempts: int = 4
@@ -29,12 +29,16 @@ class RetryPolicy:
     initial_backoff_s: float = 0.05
     max_backoff_s: float = 1.0
     backoff_multiplier: float = 2.0
+    upload_patience_s: float = 60.0
+    """How long an upload that has reached a server goes on trying while nothing more of it arrives."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.max_attempts <= MAX_ATTEMPTS_LIMIT:
             raise ValueError(f"max_attempts must be 2 to {MAX_ATTEMPTS_LIMIT}; retry=None turns retries off")
         if min(self.initial_backoff_s, self.max_backoff_s, self.backoff_multiplier) <= 0:
             raise ValueError("the backoffs and backoff_multiplier must be greater than 0")
+        if self.upload_patience_s < 0:
+            raise ValueError("upload_patience_s must not be negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,21 @@ class Timeouts:
     """One page."""
     import_videos_s: float = 30.0
     """One batch."""
+    update_video_s: float = 5.0
+    delete_video_s: float = 5.0
+    create_video_s: float = 600.0
+    """The server fetches and decodes the file."""
+    upload_video_s: float = 3600.0
+    """The whole upload."""
+    upload_try_s: float = 300.0
+    """One call of an upload, which then goes on with the next one."""
+    get_upload_s: float = 2.0
+    watch_video_s: float = 3600.0
+    """The whole stream, which ends with the video's last state."""
+    search_videos_s: float = 5.0
+    """CLIP looks at the query first."""
+    list_similar_videos_s: float = 2.0
+    find_audience_s: float = 5.0
     list_trending_s: float = 1.25
     watch_trending_s: float = 3600.0
     """The whole stream, which has no end of its own; then watch again."""
@@ -75,11 +94,12 @@ DEFAULT_OPTIONS: Final[Mapping[str, int | str]] = {
     # gRPC's own 120 s would leave a service without its feeds long after the server is back.
     "grpc.initial_reconnect_backoff_ms": 100,
     "grpc.max_reconnect_backoff_ms": 3_000,
-    "grpc.max_send_message_length": 4 * _MIB,
+    # An image to search for may have 8 MiB.
+    "grpc.max_send_message_length": 9 * _MIB,
     "grpc.max_receive_message_length": 8 * _MIB,
     # A request that outgrows this buffer (256 KiB by default, less than an import's batch) would
     # silently not be retried.
-    "grpc.per_rpc_retry_buffer_size": 4 * _MIB,
+    "grpc.per_rpc_retry_buffer_size": 9 * _MIB,
 }
 """gRPC's channel arguments, each overridable by its name."""
 
@@ -99,7 +119,10 @@ def service_config(retry: RetryPolicy | None) -> str:
             "backoffMultiplier": retry.backoff_multiplier,
             "retryableStatusCodes": ["UNAVAILABLE"],
         }
-        config["methodConfig"] = [{"name": [{}], "retryPolicy": policy}]
+        # gRPC would send an upload again from where the call began, and keep that much in memory. The
+        # client goes on from what has arrived.
+        upload = {"name": [{"service": "keek.v1.VideoService", "method": "UploadVideo"}]}
+        config["methodConfig"] = [{"name": [{}], "retryPolicy": policy}, upload]
         config["retryThrottling"] = {"maxTokens": 100, "tokenRatio": 0.1}
     return json.dumps(config)
 

@@ -69,6 +69,7 @@ class BaseConnection(abc.ABC, Generic[Channel, Stubs]):
         self._target: Final = target
         self._credentials: Final = credentials
         self._timeouts: Final = timeouts
+        self._retry: Final = retry
         self._options: Final = channel_options(retry, options)
         self._opened: tuple[Channel, Stubs] | None = None
         self._closed = False

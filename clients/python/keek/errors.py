@@ -2,9 +2,13 @@
 
 KeekError
 ├── ClientStateError            the client was opened twice, closed before, or is on another event loop
-└── CallError                   a call failed: code, message and what the server said about it
-    ├── InvalidArgumentError    the request breaks the contract; `violations` name its fields
+├── FileChangedError            a file is not any more what it was when its upload began
+└── CallError                   a call failed: code, message, `reason` and what else the server said
+    ├── InvalidArgumentError    the request breaks the contract, `violations` name its fields; or a bad video
     ├── NotFoundError           a video, user or service that does not exist
+    ├── AlreadyExistsError      a video that has a file already
+    ├── FailedPreconditionError what the server has at present lacks what the call needs
+    ├── OutOfRangeError         an upload goes on behind bytes that the server does not have
     ├── UnauthenticatedError    no or wrong credentials
     ├── PermissionDeniedError   credentials that do not suffice
     ├── ResourceExhaustedError  refused at the door: wait `retry_after_s`, then call again
@@ -35,6 +39,10 @@ class KeekError(Exception):
 
 class ClientStateError(KeekError):
     """The client cannot be used in its present state; a mistake in the calling code."""
+
+
+class FileChangedError(KeekError):
+    """A file became longer, shorter or another one while it was being uploaded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +76,11 @@ class CallError(KeekError):
         self.message = message
         self.details = details or ErrorDetails()
 
+    @property
+    def reason(self) -> str:
+        """Constant for programs, as `TRUNCATED`; empty when no Keek server answered."""
+        return self.details.reason
+
     def __str__(self) -> str:
         return f"{self.code.name}: {self.message}"
 
@@ -83,6 +96,18 @@ class InvalidArgumentError(CallError):
 
 class NotFoundError(CallError):
     """What was named does not exist."""
+
+
+class AlreadyExistsError(CallError):
+    """What was to be made is there already."""
+
+
+class FailedPreconditionError(CallError):
+    """The server would have to be in another state, as with a release that has what the call needs."""
+
+
+class OutOfRangeError(CallError):
+    """An upload was to go on behind bytes that the server does not have."""
 
 
 class UnauthenticatedError(CallError):
@@ -127,6 +152,9 @@ class InternalError(CallError):
 _ERRORS: Final[dict[grpc.StatusCode, type[CallError]]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
     grpc.StatusCode.NOT_FOUND: NotFoundError,
+    grpc.StatusCode.ALREADY_EXISTS: AlreadyExistsError,
+    grpc.StatusCode.FAILED_PRECONDITION: FailedPreconditionError,
+    grpc.StatusCode.OUT_OF_RANGE: OutOfRangeError,
     grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
     grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: ResourceExhaustedError,

@@ -11,7 +11,6 @@ from keek.client import Client
 from keek.v1.feed_service_pb2 import ExplainFeedResponse, FeedItem, ListFeedResponse, StreamFeedResponse
 from keek.v1.interaction_service_pb2 import InteractionKind
 from keek.v1.trending_service_pb2 import TrendingVideo
-from keek.v1.video_service_pb2 import Video
 
 MAX_PAGE_SIZE: Final = 100
 """Items on one page of a feed, as the contract has it."""
@@ -186,44 +185,3 @@ def _watch_trending(client: Client, arguments: argparse.Namespace) -> int:
 
 def _print_trending(videos: Iterable[TrendingVideo]) -> None:
     Table("#", "VIDEO", "SCORE").add((place, v.video_id, v.score) for place, v in enumerate(videos, 1))
-
-
-def videos(client: Client, arguments: argparse.Namespace) -> int:
-    """The catalogue, or one owner's part of it."""
-    everything = client.iter_videos(
-        owner_id=arguments.owner,
-        page_size=min(arguments.count or CHUNK, CHUNK),
-        timeout_s=arguments.timeout_s,
-    )
-    left = itertools.islice(everything, arguments.count)
-    table = Table("VIDEO", "OWNER", "SECONDS", "CREATED", "TAGS", "TITLE")
-    while chunk := list(itertools.islice(left, CHUNK)):
-        if arguments.json:
-            for video in chunk:
-                print_json(video)
-        else:
-            table.add(map(_video_row, chunk))
-    return 0
-
-
-def _video_row(video: Video) -> tuple[str, str, float, str, str, str]:
-    return (
-        video.video_id,
-        video.owner_id,
-        video.duration_s,
-        video.create_time.ToJsonString() if video.HasField("create_time") else "",
-        " ".join(video.tags),
-        video.title,
-    )
-
-
-def video(client: Client, arguments: argparse.Namespace) -> int:
-    """One video's metadata."""
-    found = client.get_video(arguments.video, timeout_s=arguments.timeout_s)
-    if arguments.json:
-        print_json(found)
-    else:
-        names = ("video", "owner", "seconds", "created", "tags", "title")
-        for name, value in zip(names, _video_row(found), strict=True):
-            print(f"{name:8} {printable(str(value))}".rstrip())
-    return 0

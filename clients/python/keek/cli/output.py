@@ -8,6 +8,7 @@ from typing import Final
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
 
+from keek.errors import InvalidArgumentError
 from keek.v1.feed_service_pb2 import Degradation, FeedSource
 
 Cell = str | int | float
@@ -53,6 +54,16 @@ def note_degradations(degradations: Iterable[Degradation]) -> None:
         replaced = ", ".join(map(source_name, degradation.replaced_by))
         suffix = f"; replaced by {replaced}" if replaced else ""
         note(f"degraded: {source_name(degradation.source)}: {degradation.reason}{suffix}")
+
+
+_PLAIN_REASONS: Final = ("", "INVALID_FIELDS")
+
+
+def problem(error: InvalidArgumentError) -> str:
+    """What is wrong, as `page_size: must be at most 100`, or `TRUNCATED: its end is missing`."""
+    if error.reason not in _PLAIN_REASONS:
+        return f"{error.reason}: {'; '.join(v.description for v in error.violations) or error.message}"
+    return "; ".join(f"{v.field}: {v.description}" for v in error.violations) or error.message
 
 
 class Table:

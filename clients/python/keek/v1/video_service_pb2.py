@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from keek.v1 import rules_pb2 as keek_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkeek/v1/video_service.proto\x12\x07keek.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13keek/v1/rules.proto\"\xf4\x02\n\x05Video\x12\x1b\n\x08video_id\x18\x01 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\x12\x19\n\x08owner_id\x18\x02 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x01\x12\x19\n\x04tags\x18\x03 \x03(\tB\x0b\xaa\xd4\x18\x07\x08\x01\x10\x80\x01( \x12*\n\nduration_s\x18\x04 \x01(\x01\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x18\xf5@\x12\x16\n\x05title\x18\x05 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x04\x12\x37\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xaa\xd4\x18\x02\x38\x01\x12\"\n\x05state\x18\x07 \x01(\x0e\x32\x13.keek.v1.VideoState\x12\r\n\x05width\x18\x08 \x01(\x05\x12\x0e\n\x06height\x18\t \x01(\x05\x12\x1d\n\x0coriginal_url\x18\n \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x10\x12\x1b\n\nposter_url\x18\x0b \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x10\x12\x1c\n\x0b\x63lip_vector\x18\x0c \x01(\x0c\x42\x07\xaa\xd4\x18\x03\x10\x80\x08\".\n\x0fGetVideoRequest\x12\x1b\n\x08video_id\x18\x01 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\"1\n\x10GetVideoResponse\x12\x1d\n\x05video\x18\x01 \x01(\x0b\x32\x0e.keek.v1.Video\"v\n\x11ListVideosRequest\x12)\n\tpage_size\x18\x01 \x01(\x05\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00@\x8f@\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x08\x12\x19\n\x08owner_id\x18\x03 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x01\"M\n\x12ListVideosResponse\x12\x1e\n\x06videos\x18\x01 \x03(\x0b\x32\x0e.keek.v1.Video\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\\\n\x13ImportVideosRequest\x12)\n\x06videos\x18\x01 \x03(\x0b\x32\x0e.keek.v1.VideoB\t\xaa\xd4\x18\x05\x08\x01(\xe8\x07\x12\x1a\n\nclip_model\x18\x02 \x01(\tB\x06\xaa\xd4\x18\x02\x10@\"D\n\x14ImportVideosResponse\x12\x15\n\rcreated_count\x18\x01 \x01(\x05\x12\x15\n\rupdated_count\x18\x02 \x01(\x05\"a\n\x12UploadVideoRequest\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x15.keek.v1.UploadHeaderH\x00\x12\x1a\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\t\xaa\xd4\x18\x05\x10\x80\x80\x80\x02H\x00\x42\x06\n\x04part\"\x9c\x01\n\x0cUploadHeader\x12\x1b\n\tupload_id\x18\x01 \x01(\tB\x08\xaa\xd4\x18\x04\x08\x01\x30\x01\x12%\n\x05video\x18\x02 \x01(\x0b\x32\x0e.keek.v1.VideoB\x06\xaa\xd4\x18\x02\x08\x01\x12#\n\nsize_bytes\x18\x03 \x01(\x03\x42\x0f\xaa\xd4\x18\x0b\x08\x01\x19\x00\x00\x00\x00\x00\x00\x00\x00\x12#\n\x0coffset_bytes\x18\x04 \x01(\x03\x42\r\xaa\xd4\x18\t\x19\x00\x00\x00\x00\x00\x00\x00\x00\"4\n\x13UploadVideoResponse\x12\x1d\n\x05video\x18\x01 \x01(\x0b\x32\x0e.keek.v1.Video\"/\n\x10GetUploadRequest\x12\x1b\n\tupload_id\x18\x01 \x01(\tB\x08\xaa\xd4\x18\x04\x08\x01\x30\x01\"\x85\x01\n\x11GetUploadResponse\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\"\n\x05state\x18\x02 \x01(\x0e\x32\x13.keek.v1.VideoState\x12\x16\n\x0ereceived_bytes\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\"v\n\x12\x43reateVideoRequest\x12%\n\x05video\x18\x01 \x01(\x0b\x32\x0e.keek.v1.VideoB\x06\xaa\xd4\x18\x02\x08\x01\x12\x1d\n\nsource_url\x18\x02 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x10\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xaa\xd4\x18\x02\x30\x01\"4\n\x13\x43reateVideoResponse\x12\x1d\n\x05video\x18\x01 \x01(\x0b\x32\x0e.keek.v1.Video\"\x88\x01\n\x12UpdateVideoRequest\x12%\n\x05video\x18\x01 \x01(\x0b\x32\x0e.keek.v1.VideoB\x06\xaa\xd4\x18\x02\x08\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xaa\xd4\x18\x02\x30\x01\"4\n\x13UpdateVideoResponse\x12\x1d\n\x05video\x18\x01 \x01(\x0b\x32\x0e.keek.v1.Video\"M\n\x12\x44\x65leteVideoRequest\x12\x1b\n\x08video_id\x18\x01 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\x12\x1a\n\nrequest_id\x18\x02 \x01(\tB\x06\xaa\xd4\x18\x02\x30\x01\"\x15\n\x13\x44\x65leteVideoResponse\"0\n\x11WatchVideoRequest\x12\x1b\n\x08video_id\x18\x01 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\"t\n\x12WatchVideoResponse\x12\"\n\x05state\x18\x01 \x01(\x0e\x32\x13.keek.v1.VideoState\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t*\xaa\x01\n\nVideoState\x12\x1b\n\x17VIDEO_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15VIDEO_STATE_UPLOADING\x10\x01\x12\x18\n\x14VIDEO_STATE_DECODING\x10\x02\x12\x19\n\x15VIDEO_STATE_EMBEDDING\x10\x03\x12\x15\n\x11VIDEO_STATE_READY\x10\x04\x12\x18\n\x14VIDEO_STATE_REJECTED\x10\x05\x32\x9a\x05\n\x0cVideoService\x12?\n\x08GetVideo\x12\x18.keek.v1.GetVideoRequest\x1a\x19.keek.v1.GetVideoResponse\x12\x45\n\nListVideos\x12\x1a.keek.v1.ListVideosRequest\x1a\x1b.keek.v1.ListVideosResponse\x12K\n\x0cImportVideos\x12\x1c.keek.v1.ImportVideosRequest\x1a\x1d.keek.v1.ImportVideosResponse\x12J\n\x0bUploadVideo\x12\x1b.keek.v1.UploadVideoRequest\x1a\x1c.keek.v1.UploadVideoResponse(\x01\x12\x42\n\tGetUpload\x12\x19.keek.v1.GetUploadRequest\x1a\x1a.keek.v1.GetUploadResponse\x12H\n\x0b\x43reateVideo\x12\x1b.keek.v1.CreateVideoRequest\x1a\x1c.keek.v1.CreateVideoResponse\x12H\n\x0bUpdateVideo\x12\x1b.keek.v1.UpdateVideoRequest\x1a\x1c.keek.v1.UpdateVideoResponse\x12H\n\x0b\x44\x65leteVideo\x12\x1b.keek.v1.DeleteVideoRequest\x1a\x1c.keek.v1.DeleteVideoResponse\x12G\n\nWatchVideo\x12\x1a.keek.v1.WatchVideoRequest\x1a\x1b.keek.v1.WatchVideoResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bkeek/v1/video_service.proto\x12\x07keek.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13keek/v1/rules.proto\"\xf4\x02\n\x05Video\x12\x1b\n\x08video_id\x18\x01 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\x12\x19\n\x08owner_id\x18\x02 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x01\x12\x19\n\x04tags\x18\x03 \x03(\tB\x0b\xaa\xd4\x18\x07\x08\x01\x10\x80\x01( \x12*\n\nduration_s\x18\x04 \x01(\x01\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x18\xf5@\x12\x16\n\x05title\x18\x05 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x04\x12\x37\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xaa\xd4\x18\x02\x38\x01\x12\"\n\x05state\x18\x07 \x01(\x0e\x32\x13.keek.v1.VideoState\x12\r\n\x05width\x18\x08 \x01(\x05\x12\x0e\n\x06height\x18\t \x01(\x05\x12\x1d\n\x0coriginal_url\x18\n \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x10\x12\x1b\n\nposter_url\x18\x0b \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x10\x12\x1c\n\x0b\x63lip_vector\x18\x0c \x01(\x0c\x42\x07\xaa\xd4\x18\x03\x10\x80\x08\".\n\x0fGetVideoRequest\x12\x1b\n\x08video_id\x18\x01 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\"1\n\x10GetVideoResponse\x12\x1d\n\x05video\x18\x01 \x01(\x0b\x32\x0e.keek.v1.Video\"v\n\x11ListVideosRequest\x12)\n\tpage_size\x18\x01 \x01(\x05\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00@\x8f@\x12\x1b\n\npage_token\x18\x02 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x08\x12\x19\n\x08owner_id\x18\x03 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x01\"M\n\x12ListVideosResponse\x12\x1e\n\x06videos\x18\x01 \x03(\x0b\x32\x0e.keek.v1.Video\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\\\n\x13ImportVideosRequest\x12)\n\x06videos\x18\x01 \x03(\x0b\x32\x0e.keek.v1.VideoB\t\xaa\xd4\x18\x05\x08\x01(\xe8\x07\x12\x1a\n\nclip_model\x18\x02 \x01(\tB\x06\xaa\xd4\x18\x02\x10@\"D\n\x14ImportVideosResponse\x12\x15\n\rcreated_count\x18\x01 \x01(\x05\x12\x15\n\rupdated_count\x18\x02 \x01(\x05\"a\n\x12UploadVideoRequest\x12\'\n\x06header\x18\x01 \x01(\x0b\x32\x15.keek.v1.UploadHeaderH\x00\x12\x1a\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\t\xaa\xd4\x18\x05\x10\x80\x80\x80\x02H\x00\x42\x06\n\x04part\"\x9a\x01\n\x0cUploadHeader\x12\x1b\n\tupload_id\x18\x01 \x01(\tB\x08\xaa\xd4\x18\x04\x08\x01\x30\x01\x12%\n\x05video\x18\x02 \x01(\x0b\x32\x0e.keek.v1.VideoB\x06\xaa\xd4\x18\x02\x08\x01\x12!\n\nsize_bytes\x18\x03 \x01(\x03\x42\r\xaa\xd4\x18\t\x19\x00\x00\x00\x00\x00\x00\x00\x00\x12#\n\x0coffset_bytes\x18\x04 \x01(\x03\x42\r\xaa\xd4\x18\t\x19\x00\x00\x00\x00\x00\x00\x00\x00\"4\n\x13UploadVideoResponse\x12\x1d\n\x05video\x18\x01 \x01(\x0b\x32\x0e.keek.v1.Video\"/\n\x10GetUploadRequest\x12\x1b\n\tupload_id\x18\x01 \x01(\tB\x08\xaa\xd4\x18\x04\x08\x01\x30\x01\"\x85\x01\n\x11GetUploadResponse\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\"\n\x05state\x18\x02 \x01(\x0e\x32\x13.keek.v1.VideoState\x12\x16\n\x0ereceived_bytes\x18\x03 \x01(\x03\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x0e\n\x06reason\x18\x05 \x01(\t\"v\n\x12\x43reateVideoRequest\x12%\n\x05video\x18\x01 \x01(\x0b\x32\x0e.keek.v1.VideoB\x06\xaa\xd4\x18\x02\x08\x01\x12\x1d\n\nsource_url\x18\x02 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x10\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xaa\xd4\x18\x02\x30\x01\"4\n\x13\x43reateVideoResponse\x12\x1d\n\x05video\x18\x01 \x01(\x0b\x32\x0e.keek.v1.Video\"\x88\x01\n\x12UpdateVideoRequest\x12%\n\x05video\x18\x01 \x01(\x0b\x32\x0e.keek.v1.VideoB\x06\xaa\xd4\x18\x02\x08\x01\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x1a\n\nrequest_id\x18\x03 \x01(\tB\x06\xaa\xd4\x18\x02\x30\x01\"4\n\x13UpdateVideoResponse\x12\x1d\n\x05video\x18\x01 \x01(\x0b\x32\x0e.keek.v1.Video\"M\n\x12\x44\x65leteVideoRequest\x12\x1b\n\x08video_id\x18\x01 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\x12\x1a\n\nrequest_id\x18\x02 \x01(\tB\x06\xaa\xd4\x18\x02\x30\x01\"\x15\n\x13\x44\x65leteVideoResponse\"0\n\x11WatchVideoRequest\x12\x1b\n\x08video_id\x18\x01 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\"t\n\x12WatchVideoResponse\x12\"\n\x05state\x18\x01 \x01(\x0e\x32\x13.keek.v1.VideoState\x12\x16\n\x0ereceived_bytes\x18\x02 \x01(\x03\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x0e\n\x06reason\x18\x04 \x01(\t*\xaa\x01\n\nVideoState\x12\x1b\n\x17VIDEO_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15VIDEO_STATE_UPLOADING\x10\x01\x12\x18\n\x14VIDEO_STATE_DECODING\x10\x02\x12\x19\n\x15VIDEO_STATE_EMBEDDING\x10\x03\x12\x15\n\x11VIDEO_STATE_READY\x10\x04\x12\x18\n\x14VIDEO_STATE_REJECTED\x10\x05\x32\x9a\x05\n\x0cVideoService\x12?\n\x08GetVideo\x12\x18.keek.v1.GetVideoRequest\x1a\x19.keek.v1.GetVideoResponse\x12\x45\n\nListVideos\x12\x1a.keek.v1.ListVideosRequest\x1a\x1b.keek.v1.ListVideosResponse\x12K\n\x0cImportVideos\x12\x1c.keek.v1.ImportVideosRequest\x1a\x1d.keek.v1.ImportVideosResponse\x12J\n\x0bUploadVideo\x12\x1b.keek.v1.UploadVideoRequest\x1a\x1c.keek.v1.UploadVideoResponse(\x01\x12\x42\n\tGetUpload\x12\x19.keek.v1.GetUploadRequest\x1a\x1a.keek.v1.GetUploadResponse\x12H\n\x0b\x43reateVideo\x12\x1b.keek.v1.CreateVideoRequest\x1a\x1c.keek.v1.CreateVideoResponse\x12H\n\x0bUpdateVideo\x12\x1b.keek.v1.UpdateVideoRequest\x1a\x1c.keek.v1.UpdateVideoResponse\x12H\n\x0b\x44\x65leteVideo\x12\x1b.keek.v1.DeleteVideoRequest\x1a\x1c.keek.v1.DeleteVideoResponse\x12G\n\nWatchVideo\x12\x1a.keek.v1.WatchVideoRequest\x1a\x1b.keek.v1.WatchVideoResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -71,7 +71,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADHEADER'].fields_by_name['video']._loaded_options = None
   _globals['_UPLOADHEADER'].fields_by_name['video']._serialized_options = b'\252\324\030\002\010\001'
   _globals['_UPLOADHEADER'].fields_by_name['size_bytes']._loaded_options = None
-  _globals['_UPLOADHEADER'].fields_by_name['size_bytes']._serialized_options = b'\252\324\030\013\010\001\031\000\000\000\000\000\000\000\000'
+  _globals['_UPLOADHEADER'].fields_by_name['size_bytes']._serialized_options = b'\252\324\030\t\031\000\000\000\000\000\000\000\000'
   _globals['_UPLOADHEADER'].fields_by_name['offset_bytes']._loaded_options = None
   _globals['_UPLOADHEADER'].fields_by_name['offset_bytes']._serialized_options = b'\252\324\030\t\031\000\000\000\000\000\000\000\000'
   _globals['_GETUPLOADREQUEST'].fields_by_name['upload_id']._loaded_options = None
@@ -92,8 +92,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETEVIDEOREQUEST'].fields_by_name['request_id']._serialized_options = b'\252\324\030\0020\001'
   _globals['_WATCHVIDEOREQUEST'].fields_by_name['video_id']._loaded_options = None
   _globals['_WATCHVIDEOREQUEST'].fields_by_name['video_id']._serialized_options = b'\252\324\030\005\010\001\020\200\001'
-  _globals['_VIDEOSTATE']._serialized_start=2100
-  _globals['_VIDEOSTATE']._serialized_end=2270
+  _globals['_VIDEOSTATE']._serialized_start=2098
+  _globals['_VIDEOSTATE']._serialized_end=2268
   _globals['_VIDEO']._serialized_start=129
   _globals['_VIDEO']._serialized_end=501
   _globals['_GETVIDEOREQUEST']._serialized_start=503
@@ -111,29 +111,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADVIDEOREQUEST']._serialized_start=965
   _globals['_UPLOADVIDEOREQUEST']._serialized_end=1062
   _globals['_UPLOADHEADER']._serialized_start=1065
-  _globals['_UPLOADHEADER']._serialized_end=1221
-  _globals['_UPLOADVIDEORESPONSE']._serialized_start=1223
-  _globals['_UPLOADVIDEORESPONSE']._serialized_end=1275
-  _globals['_GETUPLOADREQUEST']._serialized_start=1277
-  _globals['_GETUPLOADREQUEST']._serialized_end=1324
-  _globals['_GETUPLOADRESPONSE']._serialized_start=1327
-  _globals['_GETUPLOADRESPONSE']._serialized_end=1460
-  _globals['_CREATEVIDEOREQUEST']._serialized_start=1462
-  _globals['_CREATEVIDEOREQUEST']._serialized_end=1580
-  _globals['_CREATEVIDEORESPONSE']._serialized_start=1582
-  _globals['_CREATEVIDEORESPONSE']._serialized_end=1634
-  _globals['_UPDATEVIDEOREQUEST']._serialized_start=1637
-  _globals['_UPDATEVIDEOREQUEST']._serialized_end=1773
-  _globals['_UPDATEVIDEORESPONSE']._serialized_start=1775
-  _globals['_UPDATEVIDEORESPONSE']._serialized_end=1827
-  _globals['_DELETEVIDEOREQUEST']._serialized_start=1829
-  _globals['_DELETEVIDEOREQUEST']._serialized_end=1906
-  _globals['_DELETEVIDEORESPONSE']._serialized_start=1908
-  _globals['_DELETEVIDEORESPONSE']._serialized_end=1929
-  _globals['_WATCHVIDEOREQUEST']._serialized_start=1931
-  _globals['_WATCHVIDEOREQUEST']._serialized_end=1979
-  _globals['_WATCHVIDEORESPONSE']._serialized_start=1981
-  _globals['_WATCHVIDEORESPONSE']._serialized_end=2097
-  _globals['_VIDEOSERVICE']._serialized_start=2273
-  _globals['_VIDEOSERVICE']._serialized_end=2939
+  _globals['_UPLOADHEADER']._serialized_end=1219
+  _globals['_UPLOADVIDEORESPONSE']._serialized_start=1221
+  _globals['_UPLOADVIDEORESPONSE']._serialized_end=1273
+  _globals['_GETUPLOADREQUEST']._serialized_start=1275
+  _globals['_GETUPLOADREQUEST']._serialized_end=1322
+  _globals['_GETUPLOADRESPONSE']._serialized_start=1325
+  _globals['_GETUPLOADRESPONSE']._serialized_end=1458
+  _globals['_CREATEVIDEOREQUEST']._serialized_start=1460
+  _globals['_CREATEVIDEOREQUEST']._serialized_end=1578
+  _globals['_CREATEVIDEORESPONSE']._serialized_start=1580
+  _globals['_CREATEVIDEORESPONSE']._serialized_end=1632
+  _globals['_UPDATEVIDEOREQUEST']._serialized_start=1635
+  _globals['_UPDATEVIDEOREQUEST']._serialized_end=1771
+  _globals['_UPDATEVIDEORESPONSE']._serialized_start=1773
+  _globals['_UPDATEVIDEORESPONSE']._serialized_end=1825
+  _globals['_DELETEVIDEOREQUEST']._serialized_start=1827
+  _globals['_DELETEVIDEOREQUEST']._serialized_end=1904
+  _globals['_DELETEVIDEORESPONSE']._serialized_start=1906
+  _globals['_DELETEVIDEORESPONSE']._serialized_end=1927
+  _globals['_WATCHVIDEOREQUEST']._serialized_start=1929
+  _globals['_WATCHVIDEOREQUEST']._serialized_end=1977
+  _globals['_WATCHVIDEORESPONSE']._serialized_start=1979
+  _globals['_WATCHVIDEORESPONSE']._serialized_end=2095
+  _globals['_VIDEOSERVICE']._serialized_start=2271
+  _globals['_VIDEOSERVICE']._serialized_end=2937
 # @@protoc_insertion_point(module_scope)

@@ -14,13 +14,15 @@ from keek.connection import BaseConnection, PageRequest, PageResponse, turn_page
 from keek.errors import CallCancelledError, ClientStateError, DeadlineExceededError, translated
 from keek.v1.feed_service_pb2_grpc import FeedServiceStub
 from keek.v1.interaction_service_pb2_grpc import InteractionServiceStub
+from keek.v1.search_service_pb2_grpc import SearchServiceStub
 from keek.v1.trending_service_pb2_grpc import TrendingServiceStub
 from keek.v1.video_service_pb2_grpc import VideoServiceStub
 
 if TYPE_CHECKING:
-    # These four exist for type checkers alone: at run time the stubs of both stacks are one.
+    # These exist for type checkers alone: at run time the stubs of both stacks are one.
     from keek.v1.feed_service_pb2_grpc import FeedServiceAsyncStub
     from keek.v1.interaction_service_pb2_grpc import InteractionServiceAsyncStub
+    from keek.v1.search_service_pb2_grpc import SearchServiceAsyncStub
     from keek.v1.trending_service_pb2_grpc import TrendingServiceAsyncStub
     from keek.v1.video_service_pb2_grpc import VideoServiceAsyncStub
 
@@ -61,6 +63,7 @@ class Stubs:
     feed: "FeedServiceAsyncStub"
     interactions: "InteractionServiceAsyncStub"
     videos: "VideoServiceAsyncStub"
+    search: "SearchServiceAsyncStub"
     trending: "TrendingServiceAsyncStub"
     health_check: Method[Any, Any]
 
@@ -71,6 +74,7 @@ class Stubs:
             FeedServiceStub(channel),
             InteractionServiceStub(channel),
             VideoServiceStub(channel),
+            SearchServiceStub(channel),
             TrendingServiceStub(channel),
             channel.unary_unary(
                 wire.HEALTH_CHECK,

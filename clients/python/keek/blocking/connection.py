@@ -13,6 +13,7 @@ from keek.connection import BaseConnection, PageRequest, PageResponse, turn_page
 from keek.errors import translated
 from keek.v1.feed_service_pb2_grpc import FeedServiceStub
 from keek.v1.interaction_service_pb2_grpc import InteractionServiceStub
+from keek.v1.search_service_pb2_grpc import SearchServiceStub
 from keek.v1.trending_service_pb2_grpc import TrendingServiceStub
 from keek.v1.video_service_pb2_grpc import VideoServiceStub
 
@@ -53,6 +54,7 @@ class Stubs:
     feed: FeedServiceStub
     interactions: InteractionServiceStub
     videos: VideoServiceStub
+    search: SearchServiceStub
     trending: TrendingServiceStub
     health_check: Method[Any, Any]
 
@@ -63,6 +65,7 @@ class Stubs:
             FeedServiceStub(channel),
             InteractionServiceStub(channel),
             VideoServiceStub(channel),
+            SearchServiceStub(channel),
             TrendingServiceStub(channel),
             channel.unary_unary(
                 wire.HEALTH_CHECK,

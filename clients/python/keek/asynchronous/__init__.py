@@ -1,0 +1,1 @@
+"""The asyncio client: its connection, and its calls by service."""

@@ -1,0 +1,1 @@
+"""The blocking client: its connection, and its calls by service."""

@@ -1,0 +1,123 @@
+"""Imports a folder: every video file below it is uploaded as a video."""
+
+import hashlib
+import os
+import threading
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePath
+from typing import Final, NamedTuple
+
+from keek.cli.importing.files import REFUSALS, refusal, upload_once
+from keek.cli.importing.journal import Counts, FileKey, Journal
+from keek.cli.importing.parallel import Task
+from keek.cli.progress import Progress, Share
+from keek.client import Client
+from keek.v1.video_service_pb2 import Video
+
+SUFFIXES: Final = frozenset(
+    (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".3gp", ".flv", ".wmv", ".ogv")
+)
+"""Of files that are taken for videos, in small letters."""
+
+_MAX_ID_BYTES: Final = 128
+_DIGEST_DIGITS: Final = 16
+
+
+class Found(NamedTuple):
+    """A video file."""
+
+    path: Path
+    key: FileKey
+
+
+def video_files(folder: Path) -> list[Found]:
+    """All video files below a folder, ordered by path; hidden files and folders are passed over.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found: list[Found] = []
+    for name, folders, files in os.walk(folder, onerror=fail):
+        folders[:] = [each for each in folders if not each.startswith(".")]
+        for file in files:
+            path = Path(name, file)
+            if path.suffix.lower() in SUFFIXES and not file.startswith("."):
+                status = path.stat()
+                relative = path.relative_to(folder).as_posix()
+                found.append(Found(path, (relative, status.st_size, status.st_mtime_ns)))
+    return sorted(found, key=lambda each: each.key)
+
+
+def video_id_of(relative: str) -> str:
+    """The video_id of a file: its path without the extension, as valid text of at most 128 bytes.
+
+    Bytes that are no UTF-8 and characters that cannot be printed become `_`; of a longer path the
+    end is replaced by a digest of the whole.
+    """
+    stem = unicodedata.normalize("NFC", PurePath(relative).with_suffix("").as_posix())
+    text = "".join(c if c.isprintable() else "_" for c in stem)
+    if len(text.encode()) <= _MAX_ID_BYTES:
+        return text
+    tail = "-" + hashlib.sha256(os.fsencode(relative)).hexdigest()[:_DIGEST_DIGITS]
+    return text.encode()[: _MAX_ID_BYTES - len(tail)].decode(errors="ignore") + tail
+
+
+@dataclass(slots=True)
+class FolderImport:
+    """One run over one folder."""
+
+    client: Client
+    journal: Journal | None
+    counts: Counts
+    progress: Progress
+    owner_id: str = ""
+    tags: tuple[str, ...] = ()
+    timeout_s: float | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def tasks(self, files: list[Found]) -> Iterator[Task]:
+        """What is to be done for each file that is not done.
+
+        Each task raises CallError when the server cannot take what it should do.
+        """
+        taken: dict[str, Path] = {}
+        for file in files:
+            video_id = video_id_of(file.key[0])
+            if (other := taken.setdefault(video_id, file.path)) is not file.path:
+                reason = f"its video_id {video_id!r} is that of {other}"
+                self._refuse(file, reason)
+                self._done(file, Counts(refused_count=1), keep=False)
+                self.progress.advance(file.key[1])
+            elif self.journal is None or file.key not in self.journal.files:
+                video = Video(video_id=video_id, owner_id=self.owner_id, tags=self.tags)
+                yield partial(self._upload, file, video)
+
+    def _upload(self, file: Found, video: Video) -> None:
+        counts = Counts()
+        shown = Share(self.progress)
+        try:
+            is_new = upload_once(self.client, file.path, video, timeout_s=self.timeout_s, progress=shown.sent)
+        except REFUSALS as error:
+            self._refuse(file, refusal(error))
+            counts.refused_count += 1
+        else:
+            counts.uploaded_count += is_new
+            counts.unchanged_count += not is_new
+        shown.sent(file.key[1], file.key[1])
+        self._done(file, counts)
+
+    def _refuse(self, file: Found, reason: str) -> None:
+        self.progress.note(f"{file.path}: {reason}")
+
+    def _done(self, file: Found, counts: Counts, *, keep: bool = True) -> None:
+        with self.lock:
+            self.counts.add(counts)
+        if keep and self.journal is not None:
+            self.journal.file_done(file.key, counts)

@@ -1,0 +1,139 @@
+"""`keek videos import` of a folder, run as a program: every file below it, in parts if need be."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from client_program import Done, finish, interruptible_programs, run_import, run_keek, start, state_file
+from client_server import BAD_FILE, Fault, Server, serve, until
+
+from keek.uploads import CHUNK_BYTES
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[Server]:
+    async with serve() as running:
+        yield running
+
+
+def _folder(path: Path, **sizes: int) -> Path:
+    for name, size in sizes.items():
+        file = path / (name.replace("__", "/") + ".mp4")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(os.urandom(size))
+    return path
+
+
+async def test_every_video_file_below_a_folder_is_uploaded_once(server: Server, tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "clips", a=10, b__c=CHUNK_BYTES * 3)
+    (folder / "d.WEBM").write_bytes(b"d")
+    (folder / "notes.txt").write_text("no video")
+    (folder / ".hidden.mp4").write_bytes(b"x")
+    done = await run_import(server, folder, "--owner", "o1", "--tags", "cats,dogs")
+    assert done == Done(0, "3 files uploaded, 0 there already, 0 files left out\n", "")
+    assert set(server.videos.stored) == {"a", "b/c", "d"}
+    stored = server.videos.stored["b/c"]
+    assert (stored.owner_id, list(stored.tags)) == ("o1", ["cats", "dogs"])
+    # Again, from elsewhere and at another time: nothing is sent.
+    sent = server.faults.uploaded_bytes
+    moved = folder.rename(tmp_path / "moved")
+    os.utime(moved / "a.mp4", ns=(1, 1))
+    again = await run_keek(server.target, "videos", "--owner", "o1", "import", str(moved), "--json")
+    assert again.json[0] == {
+        "created_count": 0,
+        "updated_count": 0,
+        "uploaded_count": 0,
+        "unchanged_count": 3,
+        "refused_count": 0,
+    }
+    assert server.faults.uploaded_bytes == sent
+
+
+async def test_files_that_the_server_refuses_are_reported_and_the_others_uploaded(
+    server: Server, tmp_path: Path
+) -> None:
+    folder = _folder(tmp_path / "clips", a=10, c=10)
+    (folder / "b.mp4").write_bytes(BAD_FILE)
+    (folder / "a.mov").write_bytes(b"another a")
+    done = await run_import(server, folder)
+    assert done.code == 1
+    assert done.out == "2 files uploaded, 0 there already, 2 files left out\n"
+    assert sorted(done.err.splitlines()) == [
+        f"{folder}/a.mp4: its video_id 'a' is that of {folder}/a.mov",
+        f"{folder}/b.mp4: TRUNCATED: the file ends too early",
+    ]
+
+
+async def test_a_file_that_changed_since_is_refused_by_the_server_and_reported(
+    server: Server, tmp_path: Path
+) -> None:
+    folder = _folder(tmp_path / "clips", a=10)
+    await run_import(server, folder)
+    _folder(folder, a=10)
+    done = await run_import(server, folder)
+    assert (done.code, done.err) == (1, f"{folder}/a.mp4: the video has a file\n")
+
+
+async def test_a_video_that_was_deleted_stays_deleted(server: Server, tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "clips", a=10, b=10)
+    await run_import(server, folder)
+    del server.videos.stored["a"]
+    done = await run_import(server, folder)
+    assert (done.code, done.out) == (1, "0 files uploaded, 1 there already, 1 files left out\n")
+    assert done.err == f"{folder}/a.mp4: it was uploaded before, and the video was deleted\n"
+
+
+async def test_a_folder_import_that_was_killed_goes_on_within_its_files(
+    server: Server, tmp_path: Path
+) -> None:
+    size = 12 * CHUNK_BYTES
+    folder = _folder(tmp_path / "clips", a=10, b=10, c=size, d=size)
+    server.faults.pause_s = 0.1
+    process = await start(server.target, "videos", "import", str(folder))
+    await until(lambda: server.faults.uploaded_bytes > 10 * CHUNK_BYTES and "b" in server.videos.stored)
+    process.kill()
+    await process.wait()
+    assert not {"c", "d"} & set(server.videos.stored)
+    server.faults.pause_s = 0.0
+    server.faults.requests.clear()
+    done = await run_import(server, folder)
+    assert done.code == 0
+    assert set(server.videos.stored) == {"a", "b", "c", "d"}
+    headers: list[Any] = server.faults.requests["UploadVideo"]
+    assert {header.video.video_id for header in headers} == {"c", "d"}
+    assert all(header.offset_bytes > 0 for header in headers)
+    for upload in server.videos.uploads.values():
+        path = folder / f"{upload.header.video.video_id}.mp4"
+        assert bytes(upload.content) == await asyncio.to_thread(path.read_bytes)
+    assert not state_file(folder).exists()
+
+
+async def test_files_are_uploaded_side_by_side(server: Server, tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "clips", **{f"v{n}": 3 for n in range(8)})
+    server.faults.add("UploadVideo", *[Fault(delay_s=2)] * 8)
+    clock = asyncio.get_running_loop().time
+    start_s = clock()
+    assert (await run_import(server, folder, "--jobs", "8")).code == 0
+    assert clock() - start_s < 10
+
+
+async def test_ctrl_c_ends_uploads_soon(server: Server, tmp_path: Path) -> None:
+    folder = _folder(tmp_path / "clips", a=CHUNK_BYTES * 20)
+    server.faults.pause_s = 60
+    with interruptible_programs():
+        process = await start(server.target, "videos", "import", str(folder))
+    await until(lambda: server.faults.uploaded_bytes > 0)
+    process.send_signal(signal.SIGINT)
+    done = await finish(process)
+    assert (done.code, done.err) == (130, "")
+
+
+async def test_a_server_that_is_away_ends_the_import(tmp_path: Path, unused_tcp_port: int) -> None:
+    folder = _folder(tmp_path / "clips", a=10, b=10)
+    done = await run_keek(f"127.0.0.1:{unused_tcp_port}", "videos", "import", str(folder))
+    assert done.code == 1
+    assert done.err.count("no server answers") == 1
