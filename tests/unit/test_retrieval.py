@@ -1,13 +1,16 @@
 """Ids and the main index, compared with brute force, before and after save and load."""
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from keek_server.retrieval.build import build_index, recall_at_k
+from keek_server.retrieval.fresh import VECTORS
 from keek_server.retrieval.ids import IdTable, hash_id
 from keek_server.retrieval.index import FaissIndex, IndexReport, Vectors
+from keek_server.retrieval.live import LiveIndex, Query
 from keek_server.retrieval.searcher import Searcher, search_executor
 
 
@@ -57,17 +60,29 @@ def test_the_measured_recall_is_the_true_one(built: tuple[FaissIndex, IndexRepor
     assert built[1].recall_at_100 == pytest.approx(recall_at_k(found, exact), abs=1e-3)
 
 
-async def test_batched_searches_give_what_single_ones_give(index: FaissIndex) -> None:
-    import asyncio
+@pytest.mark.parametrize("count", [1, 15, 400, 30_000])
+def test_a_corpus_of_any_size_reaches_the_recall_with_no_more_lists_than_needed(count: int) -> None:
+    videos, users = clustered(count, 3), clustered(64, 4)
+    index, report = build_index(videos, users, exact_below=0, recall_target=0.95)
+    exact = np.argsort(-(users @ videos.T), axis=1, kind="stable")[:, :100]
+    assert recall_at_k(index.search(users, 100)[1], exact) >= 0.95
+    assert 1 <= report.nprobe <= report.nlist <= count
+    if report.nprobe > 1:
+        fewer = FaissIndex(index._index, report.nprobe - 1)
+        assert recall_at_k(fewer.search(users, 100)[1], exact) < 0.95
 
+
+async def test_batched_searches_give_what_single_ones_give(index: FaissIndex) -> None:
+    ids = IdTable.build([f"v{i}" for i in range(len(VIDEOS))])
+    live = LiveIndex({VECTORS: index}, ids, {}, fresh_columns={}, fresh_limit=1)
     with search_executor() as executor:
-        searcher = Searcher(index, executor)
-        wanted = [5 + i % 40 for i in range(len(USERS))]
-        found = await asyncio.gather(*(searcher.search(q, k) for q, k in zip(USERS, wanted, strict=True)))
-    for query, k, (scores, rows) in zip(USERS, wanted, found, strict=True):
-        expected_scores, expected_rows = index.search(query[None], k)
-        assert rows.tolist() == expected_rows[0].tolist()
-        np.testing.assert_allclose(scores, expected_scores[0], rtol=1e-5)
+        searcher = Searcher(live, executor)
+        queries = [Query(query, 5 + i % 40) for i, query in enumerate(USERS)]
+        found = await asyncio.gather(*map(searcher.search, queries))
+    for query, hits in zip(queries, found, strict=True):
+        expected_scores, expected_rows = index.search(query.vector[None], query.k)
+        assert hits.rows.tolist() == expected_rows[0].tolist()
+        np.testing.assert_allclose(hits.scores, expected_scores[0], rtol=1e-5)
 
 
 @pytest.fixture(params=["built", "reopened"])

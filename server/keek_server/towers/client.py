@@ -1,11 +1,12 @@
 """Asks Triton for vectors. Versions are pinned in every call and checked in every answer."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import grpc
 import numpy as np
 import numpy.typing as npt
+from pydantic import SecretStr
 from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
@@ -13,6 +14,7 @@ from keek_server.errors import SetupError, UnavailableError
 from keek_server.settings import Settings
 from keek_server.startup import wait_until_ready
 from keek_server.towers.contract import TensorSpec, TowerContract
+from keek_server.towers.control import control_headers
 from keek_server.towers.features import Float32Array, Tensors
 
 _CHECK_DEADLINE_S = 2.0
@@ -28,8 +30,9 @@ _CHANNEL = (
 class TowerClient:
     """A connection to Triton, shared by all requests."""
 
-    def __init__(self, client: triton.InferenceServerClient) -> None:
+    def __init__(self, client: triton.InferenceServerClient, control_token: SecretStr | None = None) -> None:
         self._client = client
+        self._control_headers = control_headers(control_token)
 
     async def vectors(
         self, tower: TowerContract, version: int, features: Tensors, *, deadline_s: float
@@ -49,12 +52,31 @@ class TowerClient:
             UnavailableError: Triton is gone, late, refuses, or another version answered.
         """
         inputs = [_tensor(spec, features[spec.name]) for spec in tower.inputs]
+        output = triton.InferRequestedOutput(tower.output.name)
+        result = await self.infer(tower, version, inputs, output, deadline_s=deadline_s)
+        vectors: Float32Array = result.as_numpy(tower.output.name)
+        return vectors
+
+    async def infer(
+        self,
+        tower: TowerContract,
+        version: int,
+        inputs: Sequence[triton.InferInput],
+        output: triton.InferRequestedOutput,
+        *,
+        deadline_s: float,
+    ) -> triton.InferResult:
+        """One call with tensors in Triton's own terms: in the message, or in memory shared with it.
+
+        Raises:
+            UnavailableError: Triton is gone, late, refuses, or another version answered.
+        """
         try:
             result = await self._client.infer(
                 tower.model,
                 inputs,
                 model_version=str(version),
-                outputs=[triton.InferRequestedOutput(tower.output.name)],
+                outputs=[output],
                 client_timeout=deadline_s,
             )
         except (InferenceServerException, grpc.RpcError) as error:
@@ -62,8 +84,41 @@ class TowerClient:
         answered = result.get_response().model_version
         if answered != str(version):
             raise UnavailableError(f"asked {tower.model} for version {version}, version {answered} answered")
-        vectors: Float32Array = result.as_numpy(tower.output.name)
-        return vectors
+        return result
+
+    async def max_batch_size(self, tower: TowerContract, version: int) -> int:
+        """The most rows that this Triton takes in one call, which may be more than the contract asks for.
+
+        Raises:
+            UnavailableError: Triton is gone, or has no such version.
+        """
+        try:
+            answer = await self._client.get_model_config(
+                tower.model, str(version), client_timeout=_CHECK_DEADLINE_S
+            )
+        except (InferenceServerException, grpc.RpcError) as error:
+            raise UnavailableError(f"Triton, {tower.model} version {version}: {error}") from error
+        return int(answer.config.max_batch_size)
+
+    async def share_memory(self, name: str, size_bytes: int) -> None:
+        """Has Triton map a shared memory segment of its own machine, which `infer` may then name.
+
+        Raises:
+            UnavailableError: Triton has no such segment, or the control token is not the right one.
+        """
+        try:
+            await self._client.register_system_shared_memory(
+                name, f"/{name}", size_bytes, headers=self._control_headers, client_timeout=_CHECK_DEADLINE_S
+            )
+        except (InferenceServerException, grpc.RpcError) as error:
+            raise UnavailableError(f"Triton does not share memory: {error}") from error
+
+    async def unshare_memory(self, name: str) -> None:
+        """Has Triton unmap a segment. A Triton that is gone has none."""
+        with suppress(InferenceServerException, grpc.RpcError):
+            await self._client.unregister_system_shared_memory(
+                name, headers=self._control_headers, client_timeout=_CHECK_DEADLINE_S
+            )
 
     async def has(self, tower: TowerContract, version: int) -> bool:
         """Whether this version is loaded and ready."""
@@ -99,7 +154,7 @@ async def open_towers(settings: Settings) -> AsyncIterator[TowerClient]:
             (InferenceServerException, grpc.RpcError),
             timeout_s=settings.startup_timeout_s,
         )
-        yield TowerClient(client)
+        yield TowerClient(client, settings.triton_control_token)
 
 
 def _tensor(spec: TensorSpec, values: npt.NDArray[np.generic]) -> triton.InferInput:
