@@ -32,7 +32,8 @@ setup: .venv/.ready .venv-triton/.ready ## both environments: Keek's and Triton'
 .venv/.ready: requirements/dev.lock requirements/uv.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements/uv.lock
-	@$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.lock
+	@$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.lock \
+		$(if $(wildcard .venv/.clip-ready),requirements/clip.lock)
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch $@
 
@@ -51,8 +52,8 @@ repository:
 		test -f "$$target/config.pbtxt" || { mkdir -p "$$target" && cp "$$config" "$$target/"; }; \
 	done
 
-demo: setup $(CLIP_READY) repository ## the main job, end to end: train, publish, serve, stream, like (DATA=kuairand:DIR EPOCHS=3 for real data, sooner)
-	@$(BIN)/keek-train demo --data $(DATA) $(if $(EPOCHS),--epochs $(EPOCHS))
+demo: setup $(CLIP_READY) repository ## the main job, end to end: train, publish, serve, stream, like (DATA=kuairand:DIR EPOCHS=3 for real data, sooner; CLIP=0 without CLIP)
+	@$(BIN)/keek-train demo --data $(DATA) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(CLIP_READY),,--no-clip)
 
 run: setup repository ## the server with its embedded Triton and Redis, until Ctrl-C
 	@$(BIN)/keek-server up
@@ -60,13 +61,15 @@ run: setup repository ## the server with its embedded Triton and Redis, until Ct
 test: setup $(CLIP_READY) ## all tests, against real servers (CLIP=0 leaves out those that export CLIP)
 	@$(BIN)/pytest
 
-bench: setup ## the benchmarks; JSON to benchmarks/results/ (the feed's on the release that the demo published)
+bench: setup .venv/.clip-ready ## the benchmarks; JSON to benchmarks/results/ (the feed's on the release that the demo published)
 	@$(BIN)/python -m benchmarks.feed
 	@$(BIN)/python -m benchmarks.interactions
 	@$(BIN)/python -m benchmarks.interactions --database postgresql
 	@$(BIN)/python -m benchmarks.trending
 	@$(BIN)/python -m benchmarks.freshness
 	@$(BIN)/python -m benchmarks.torture
+	@$(BIN)/python -m benchmarks.bad_videos
+	@$(BIN)/python -m benchmarks.ingest
 
 load-test: setup ## ghz against the running server (needs Go)
 	@clients/ghz/run.sh

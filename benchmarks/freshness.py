@@ -8,7 +8,6 @@ call that records the like.
 
 import argparse
 import asyncio
-import os
 import statistics
 import sys
 import tempfile
@@ -22,11 +21,9 @@ from tqdm import tqdm
 import keek
 import keek.aio
 from benchmarks.servers import report
-from keek_training.demo.processes import run_command, running_server, wait_until_serving
+from benchmarks.small_release import publish_small_release
+from keek_training.demo.processes import running_server, wait_until_serving
 
-_ROOT = Path(__file__).parents[1]
-# Long ago: nothing trends but what this benchmark makes trend.
-_DATA = "synth:videos=600,users=300,interactions=15000,seed=5,end=2024-01-01"
 _UP_S = 90.0
 _CONCURRENCY = 16
 _LOAD_VIDEOS = 50_000
@@ -41,32 +38,13 @@ def main() -> None:
     parser.add_argument("--likes", type=int, default=300, help="likes to follow (default: 300)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="keek-freshness-") as directory:
-        _publish(Path(directory))
+        publish_small_release(Path(directory))
         with running_server(Path(directory) / "server.log", timeout_s=_UP_S) as address:
             with keek.Client(address) as client:
                 wait_until_serving(client, "keek.v1.FeedService", timeout_s=_UP_S)
                 client.import_videos(_videos(arguments.likes))
             result = asyncio.run(_measure(address, arguments.likes))
     report("freshness", result)
-
-
-def _publish(directory: Path) -> None:
-    repository = directory / "models"
-    for config in (_ROOT / "model_repository").glob("*/config.pbtxt"):
-        (repository / config.parent.name).mkdir(parents=True)
-        (repository / config.parent.name / config.name).write_bytes(config.read_bytes())
-    os.environ["KEEK_DATA_DIR"] = str(directory / "data")
-    os.environ["KEEK_MODEL_REPOSITORY"] = str(repository)
-    os.environ["KEEK_TRITON_ENVIRONMENT"] = str(_ROOT / ".venv-triton")
-    configuration = directory / "train.json"
-    configuration.write_text('{"epochs": 1, "jit": false}')
-    for command in (
-        ("import", _DATA),
-        ("train", "--run", "small", "--config", str(configuration)),
-        ("export", "--run", "small"),
-        ("publish", "--run", "small"),
-    ):
-        run_command("keek-train", *command)
 
 
 def _videos(likes: int) -> list[keek.Video]:

@@ -34,8 +34,8 @@ class ServerProcess:
         """
         self.name = name
         self.address = f"{HOST}:{free_port()}"
-        self._metrics = f"{HOST}:{free_port()}"
-        own = {"listen": self.address, "metrics_listen": self._metrics}
+        self._metrics_address = f"{HOST}:{free_port()}"
+        own = {"listen": self.address, "metrics_listen": self._metrics_address}
         self._settings = settings.model_copy(update=own)
         self._log = logs / f"{name}.log"
         self._process: asyncio.subprocess.Process | None = None
@@ -75,15 +75,23 @@ class ServerProcess:
     async def projects(self) -> bool:
         """Whether it holds the projection's lease, as far as it knows."""
         with suppress(OSError):
-            return bool(_ACTIVE.search(await asyncio.to_thread(self._scrape)))
+            return bool(_ACTIVE.search(await self.metrics()))
         return False
+
+    async def metrics(self) -> str:
+        """What it tells Prometheus.
+
+        Raises:
+            OSError: When it does not answer.
+        """
+        return await asyncio.to_thread(self._scrape)
 
     def log_tail(self) -> str:
         """The end of its log."""
         return log_tail(self._log, 0)
 
     def _scrape(self) -> str:
-        with urllib.request.urlopen(f"http://{self._metrics}/metrics", timeout=_METRICS_S) as answer:
+        with urllib.request.urlopen(f"http://{self._metrics_address}/metrics", timeout=_METRICS_S) as answer:
             return str(answer.read(), "utf-8")
 
     def _command(self) -> list[str]:

@@ -26,19 +26,32 @@ from keek_server.interactions.projector import Projector
 from keek_server.interactions.recorder import Recorder
 from keek_server.interactions.trending import Trending
 from keek_server.interactions.writer import ProjectionWriter
-from keek_server.releases.live import LiveRelease
+from keek_server.releases.follower import CatalogueFollower
+from keek_server.releases.live import Executors, LiveRelease
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.retrieval.searcher import search_executor
 from keek_server.rpc.feed import FeedServicer
 from keek_server.rpc.interactions import InteractionServicer
+from keek_server.rpc.search import SearchServicer
 from keek_server.rpc.server import FEED, SERVICES, Health, build_server
 from keek_server.rpc.trending import TrendingServicer
 from keek_server.rpc.videos import VideoServicer
+from keek_server.search.audience import AudienceFollower
+from keek_server.search.finder import Finder
 from keek_server.settings import Settings
 from keek_server.storage.database import open_database
 from keek_server.storage.retention import Retention
 from keek_server.towers.client import open_towers
 from keek_server.videos.catalogue import Catalogue
+from keek_server.videos.changes import ChangeFeed
+from keek_server.videos.decoding.decoder import open_decoder
+from keek_server.videos.embedder import Embedder
+from keek_server.videos.ingest import Ingest
+from keek_server.videos.library import Library
+from keek_server.videos.media import open_media
+from keek_server.videos.receiver import Receiver
+from keek_server.videos.uploads import Uploads
+from keek_server.videos.watch import VideoWatch
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +79,9 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         database = await stack.enter_async_context(open_database(settings))
         redis = await stack.enter_async_context(open_redis(settings))
         towers = await stack.enter_async_context(open_towers(settings))
-        executor = stack.enter_context(search_executor())
+        media = await stack.enter_async_context(open_media(settings))
+        decoder = await stack.enter_async_context(open_decoder(settings))
+        executors = Executors(*(stack.enter_context(search_executor()) for _ in range(2)))
 
         catalogue = Catalogue(database)
         log = InteractionLog(database, max_rows=settings.commit_rows, max_delay_s=settings.commit_delay_s)
@@ -74,7 +89,13 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         projection = Projection(redis, keys, deadline_s=settings.redis_deadline_s)
         trending = Trending(projection, settings)
         projector = Projector(log, projection, ProjectionWriter(redis, keys, settings), settings)
-        live = LiveRelease(ReleaseRegistry(database), towers, executor, settings)
+        feed = ChangeFeed(database)
+        live = LiveRelease(ReleaseRegistry(database), feed, towers, executors, settings)
+        follower = CatalogueFollower(feed, catalogue, live, poll_s=settings.catalogue_poll_s)
+        embedder = Embedder(database, live, media, decoder, follower.notify, settings)
+        ingest = Ingest(database, catalogue, media, decoder, embedder, settings)
+        uploads = Uploads(database)
+        receiver = Receiver(uploads, catalogue, media, ingest, settings)
         exposures = ExposureLog(database)
         pipeline = FeedPipeline(
             live,
@@ -91,6 +112,8 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         stack.push_async_callback(exposures.aclose)
         stack.push_async_callback(pipeline.drain)
         stack.push_async_callback(log.aclose)
+        stack.push_async_callback(embedder.aclose)
+        stack.push_async_callback(receiver.aclose)
 
         retention = Retention(
             {
@@ -103,7 +126,13 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         server = build_server(
             FeedServicer(pipeline, catalogue, deadline_s=settings.feed_deadline_s),
             InteractionServicer(recorder),
-            VideoServicer(catalogue),
+            VideoServicer(
+                catalogue,
+                Library(catalogue, media, ingest, follower, settings),
+                receiver,
+                VideoWatch(uploads, catalogue, poll_s=settings.catalogue_poll_s),
+            ),
+            SearchServicer(Finder(live, catalogue, decoder)),
             TrendingServicer(trending),
             health,
         )
@@ -112,6 +141,10 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         jobs = {
             "projector": projector.run,
             "release follower": live.follow,
+            "catalogue follower": follower.run,
+            "embedder": embedder.run,
+            "upload cleaner": receiver.clean,
+            "audience": AudienceFollower(log, projection, live, poll_s=settings.audience_poll_s).run,
             "exposure log": exposures.run,
             "retention": retention.run,
             "readiness": lambda: _announce(live, health),

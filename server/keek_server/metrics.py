@@ -22,11 +22,19 @@ projection_lag = Histogram(
 projector_active = Gauge("keek_projector_active", "1 on the server that holds the projection's lease.")
 
 
+video_stage_seconds = Histogram(
+    "keek_video_stage_seconds",
+    "Stages of an upload: decode, store, clip, and fresh, which brings it into the index.",
+    ("stage",),
+    buckets=(*_BUCKETS, 5.0, 10.0, 30.0),
+)
+
+
 @contextmanager
-def feed_stage(name: str) -> Iterator[None]:
+def timed(histogram: Histogram, stage: str) -> Iterator[None]:
     """Times one stage, failed or not."""
     started = time.perf_counter()
     try:
         yield
     finally:
-        stage_seconds.labels(name).observe(time.perf_counter() - started)
+        histogram.labels(stage).observe(time.perf_counter() - started)

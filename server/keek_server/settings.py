@@ -5,7 +5,7 @@ in the code reads the environment.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     """The longest that an interaction waits for its transaction to begin; then it is refused."""
     wait_for_feed_s: Seconds = 2.0
     """The longest that `wait_for_feed` holds an acknowledgement back."""
+    clip_deadline_s: Seconds = 15.0
+    """One batch of images or texts through CLIP, and how long it may wait for its turn. A full batch
+    of images takes ViT-B-32 two seconds on two cores."""
     drain_s: Seconds = 10.0
     """How long running calls may take to finish at shutdown."""
 
@@ -77,6 +80,58 @@ class Settings(BaseSettings):
     """How soon another server goes on with the projection when the one that does it is gone."""
     projection_poll_s: Seconds = 0.1
     """How often the log is asked for what other servers and imports appended."""
+
+    # -- videos -----------------------------------------------------------------------------------
+    media_url: str = ""
+    """Where uploaded files are kept: a folder, or a URL that fsspec knows (`s3://bucket/prefix`, with
+    the extra `keek[s3]`). `media` in `data_dir` when empty. All servers must reach it."""
+    scratch_dir: Path | None = None
+    """Local folder for uploads that are worked on; `tmp` in `data_dir` when unset."""
+    media_options: dict[str, Any] = {}
+    """fsspec's options for `media_url`, as JSON."""
+    media_deadline_s: Seconds = 30.0
+    """Reading or writing one part of a file there."""
+    video_sources: tuple[str, ...] = ()
+    """Prefixes of paths and URLs that CreateVideo may take videos from, as JSON; none by default."""
+    upload_limit: Annotated[int, Field(ge=1)] = 64
+    """Uploads that a server receives at the same time; further ones are refused."""
+    upload_keep_s: Seconds = 24 * 3600.0
+    """How long an upload that was cut off can go on."""
+    clip_frames: Annotated[int, Field(ge=1, le=32)] = 8
+    """Frames of a video that CLIP looks at."""
+    catalogue_poll_s: Seconds = 0.1
+    """How often the catalogue is asked for what other servers changed."""
+
+    # -- uploads: decoding ------------------------------------------------------------------------
+    video_max_bytes: Annotated[int, Field(ge=1)] = 256 * 2**20
+    """Of a video's file."""
+    video_max_duration_s: Seconds = 600.0
+    """Of a video, as its header says and as measured, whichever is longer."""
+    video_max_side_pixels: Annotated[int, Field(ge=16, le=16384)] = 4096
+    """The longer side of a video's pictures, or of an image that is searched for."""
+    video_max_frame_rate: Annotated[float, Field(gt=0.0)] = 240.0
+    """Frames a second, on average over the video."""
+    video_max_frames: Annotated[int, Field(ge=1)] = 72_000
+    """In one video. The default is 600 s at 120 a second."""
+    video_codecs: frozenset[str] = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mpeg4"})
+    """FFmpeg's names of the codecs that are taken. As JSON."""
+    video_verify_pixels: Annotated[int, Field(ge=0)] = 10**9
+    """A video with at most so many pixels, over all its frames, is decoded whole, so that damage
+    anywhere is found; of a larger one only what the frames that are looked at need. The default is
+    36 s of 720p at 30 a second, and takes two to three seconds of one core."""
+    image_max_bytes: Annotated[int, Field(ge=1)] = 16 * 2**20
+    """Of an image that is searched for."""
+    decode_workers: Annotated[int, Field(ge=1)] = 2
+    """Videos that are decoded at the same time, each in a process of its own on one core, and
+    processes that are kept ready, of about 45 MiB each. As many images are decoded beside them."""
+    decode_queue: Annotated[int, Field(ge=0)] = 32
+    """Videos, and images, that may wait for their turn; further ones are refused."""
+    decode_timeout_s: Seconds = 30.0
+    """The longest that decoding one file may take, once its turn has come."""
+    decode_cpu_s: Annotated[int, Field(ge=1)] = 20
+    """Processor time for one file, in whole seconds."""
+    decode_memory_mb: Annotated[int, Field(ge=64)] = 1024
+    """MiB of address space for one file, beyond what an idle process has."""
 
     # -- the feed ---------------------------------------------------------------------------------
     personalised_share: Share = 0.7
@@ -118,6 +173,13 @@ class Settings(BaseSettings):
     """Corpora smaller than this are searched exactly."""
     index_recall_target: Share = 0.99
     """recall@100 against exact search that nprobe is tuned to when an index is built."""
+    fresh_limit: Annotated[int, Field(ge=1)] = 100_000
+    """Videos newer than the index that are searched beside it; of more, the newest. Each takes about
+    1.5 KiB. As many users are kept with vectors newer than the release."""
+    audience_limit: Annotated[int, Field(ge=1)] = 100_000
+    """Users whose vectors a release holds, those who were active last."""
+    audience_poll_s: Seconds = 1.0
+    """How often users who were active get new vectors for FindAudience."""
     release_poll_s: Seconds = 2.0
     """How often the registry is asked for the active release, beside the announcement."""
 
@@ -125,6 +187,12 @@ class Settings(BaseSettings):
     def _rising_is_shorter(self) -> "Settings":
         if self.rising_half_life_s >= self.trending_half_life_s:
             raise ValueError("rising_half_life_s must be shorter than trending_half_life_s")
+        return self
+
+    @model_validator(mode="after")
+    def _default_media(self) -> "Settings":
+        if not self.media_url:
+            object.__setattr__(self, "media_url", str(self.data_dir.absolute() / "media"))
         return self
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
-from serving import Served, command
+from serving import WITH_CLIP, Served, command
 
 import keek.aio
 from keek_server.app import open_app
@@ -23,6 +23,7 @@ async def published(stack: EmbeddedStack) -> EmbeddedStack:
         ("import", DATA),
         ("train", "--run", "e2e", "--config", str(config)),
         ("export", "--run", "e2e"),
+        *([("export-clip",)] if WITH_CLIP else []),
         ("publish", "--run", "e2e"),
     ):
         done = await asyncio.to_thread(command, stack, "keek-train", *arguments)

@@ -1,5 +1,6 @@
 """What the end-to-end tests share."""
 
+import importlib.util
 import os
 import subprocess
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from keek_server.app import App
 from keek_server.embedded import EmbeddedStack
 
 BIN = Path(__file__).parents[2] / ".venv" / "bin"
+WITH_CLIP = importlib.util.find_spec("open_clip") is not None
+"""Whether the release has a CLIP, a small untrained one; exporting it needs the extra keek[clip]."""
 
 
 def command(

@@ -130,7 +130,7 @@ async def test_explain_says_why_a_video_is_there_or_absent(served: Served) -> No
     ]
     assert ids(explained.items) == ids(feed.items)
     assert {source.source for source in explained.sources} == {PERSONALISED, TRENDING, POPULAR}
-    assert [trace.name for trace in explained.filters] == ["seen", "served"]
+    assert [trace.name for trace in explained.filters] == ["deleted", "seen", "served"]
 
 
 async def test_a_token_of_another_user_is_refused_by_name(served: Served) -> None:

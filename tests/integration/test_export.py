@@ -23,7 +23,8 @@ from keek_server.interactions.export import ExportedInteraction, read_pages
 from keek_server.interactions.log import InteractionLog
 from keek_server.settings import Settings
 from keek_server.storage.database import Database, open_database
-from keek_server.videos.catalogue import Catalogue, Video
+from keek_server.videos.catalogue import Catalogue
+from keek_server.videos.video import Video
 from keek_training.datasets.commands import add_arguments, run_import
 
 KINDS = (VIEW, LIKE, SAVE, SKIP)

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 
 from keek_server.feed.history import history_inputs
 from keek_server.interactions.kinds import InteractionKind
 from keek_server.interactions.projection import HistoryEntry
 from keek_server.releases.release import Corpus
+from keek_server.retrieval.fresh import VECTORS
 from keek_server.towers.contract import DIMENSION
 from keek_server.towers.features import MAX_TAGS, hash_ids, pad_tags, video_features
 from keek_server.towers.users import user_batch
@@ -66,7 +68,7 @@ def test_training_windows_equal_what_serving_asks_at_the_moment_of_the_request(s
     catalogue = catalogue_of(data)
     sequences = sequences_of(data, catalogue, {InteractionKind.LIKE: 1.0, InteractionKind.VIEW: 1.0})
     vectors = np.random.default_rng(seed).normal(size=(len(VIDEOS), DIMENSION)).astype(np.float32)
-    corpus = Corpus.build(VIDEOS, [""] * len(VIDEOS), vectors, np.ones(len(VIDEOS), np.int64))
+    corpus = Corpus.build(VIDEOS, {VECTORS: vectors}, np.ones(len(VIDEOS), np.int64))
     for user, user_id in enumerate(sequences.user_ids):
         start, stop = int(sequences.offsets[user]), int(sequences.offsets[user + 1])
         own = [row for row in rows if row.user_id == user_id]
@@ -102,6 +104,22 @@ def test_hashes_are_stable_distinct_and_zero_for_unknown_ids() -> None:
     hashes = hash_ids([f"u{i}" for i in range(10_000)])
     assert (hashes > 0).all()
     assert len({tuple(row) for row in hashes.tolist()}) == 10_000
+
+
+def test_ids_are_hashed_alike_alone_and_among_others() -> None:
+    ids = [*(f"id{i}" for i in range(50)), "", "übergröße", "😀", "a" * 300, "id1"]
+    together = hash_ids(ids)
+    for id_, row in zip(ids, together, strict=True):
+        digest = xxhash.xxh3_64_intdigest(id_.encode())
+        halves = [max(digest & 0x7FFF_FFFF, 1), max(digest >> 33, 1)] if id_ else [0, 0]
+        assert row.tolist() == halves == hash_ids([id_])[0].tolist()
+
+
+def test_tags_are_hashed_as_ids_are() -> None:
+    tags = [["a", "b", "a"], [], ["", "ß"], ["b"]]
+    for row, own in zip(pad_tags(tags), tags, strict=True):
+        assert row[: len(own)].tolist() == hash_ids(own)[:, 0].tolist()
+        assert not row[len(own) :].any()
 
 
 def test_tags_are_padded_and_clipped() -> None:

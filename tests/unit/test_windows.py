@@ -10,6 +10,7 @@ from keek_server.feed.history import history_inputs
 from keek_server.interactions.kinds import InteractionKind
 from keek_server.interactions.projection import HistoryEntry
 from keek_server.releases.release import Corpus
+from keek_server.retrieval.fresh import VECTORS
 from keek_server.towers.contract import DIMENSION
 from keek_server.towers.features import video_features
 from keek_server.towers.users import user_batch
@@ -82,9 +83,9 @@ def test_a_training_window_is_what_serving_sends_at_that_moment(
     dataset: Dataset, catalogue: Catalogue, sequences: Sequences
 ) -> None:
     rng = np.random.default_rng(3)
-    ids, owners = catalogue.video_ids.to_pylist(), dataset.videos["owner_id"].to_pylist()
+    ids = catalogue.video_ids.to_pylist()
     vectors = rng.normal(size=(len(ids), DIMENSION)).astype(np.float32)
-    corpus = Corpus.build(ids, owners, vectors, np.zeros(len(ids), np.int64))
+    corpus = Corpus.build(ids, {VECTORS: vectors}, np.zeros(len(ids), np.int64))
     ends = np.concatenate([rng.integers(0, len(sequences), 40), sequences.offsets[:3]])
     requests = _requests(sequences, ends)
 

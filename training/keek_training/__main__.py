@@ -32,6 +32,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
     "synth": _synth,
     "train": commands.run_train,
     "export": commands.run_export,
+    "export-clip": commands.run_export_clip,
     "publish": commands.run_publish,
     "demo": commands.run_demo,
 }

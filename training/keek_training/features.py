@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from keek_server.interactions.kinds import InteractionKind
-from keek_server.towers.features import Float16Array, Int32Array, Tensors, hash_ids, video_features
+from keek_server.towers.features import Int32Array, Tensors, hash_ids, video_features
 from keek_training.datasets.dataset import Dataset
 
 log = logging.getLogger(__name__)
@@ -58,20 +58,15 @@ class Sequences:
         return len(self.videos)
 
 
-def catalogue_of(dataset: Dataset, clip_vectors: Float16Array | None = None) -> Catalogue:
-    """The catalogue of a data set.
-
-    Args:
-        dataset: Its videos are read.
-        clip_vectors: float16 [videos, CLIP_DIMENSION], a row a video of the data set.
-    """
+def catalogue_of(dataset: Dataset) -> Catalogue:
+    """The catalogue of a data set."""
     videos = dataset.videos.combine_chunks()
     features = video_features(
         videos["video_id"].to_pylist(),
         videos["owner_id"].to_pylist(),
         videos["tags"].to_pylist(),
         videos["duration_s"].to_numpy(),
-        clip_vectors,
+        dataset.clip_vectors,
     )
     return Catalogue(videos["video_id"].combine_chunks(), features)
 

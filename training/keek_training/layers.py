@@ -28,6 +28,7 @@ _AGE_SCALE: Final = 0.1
 _MASKED: Final = -1e9
 _FILTER_ROWS_PER_BUCKET: Final = 8
 _FIRST_SPREAD: Final = 0.02
+_LEAST_SPREAD: Final = 1e-6
 
 
 class HashEmbedding(keras.layers.Layer):
@@ -95,6 +96,34 @@ class HashEmbedding(keras.layers.Layer):
             known = known * ops.cast(draws >= self._hide_rate, "float32")
         known = ops.expand_dims(known, -1)
         return known * (rows[0] + rows[1]) + (1.0 - known) * self.unknown
+
+
+class Standardise(keras.layers.Layer):
+    """Takes from vectors what all of them share, and scales the rest to about the size of one.
+
+    The clip vectors of any two pictures are much alike. A vector of zeros, of a video without one,
+    stays as it is.
+    """
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Makes the mean and the scale, which change nothing before `fit`."""
+        self.mean = self.add_weight(shape=input_shape[-1:], initializer="zeros", trainable=False, name="mean")
+        self.scale = self.add_weight(shape=(), initializer="ones", trainable=False, name="scale")
+        super().build(input_shape)
+
+    def fit(self, vectors: npt.NDArray[Any]) -> None:
+        """Takes both from the vectors of a data set, [n, dimension], those of zeros left out."""
+        rows = np.asarray(vectors, np.float32)
+        rows = rows[rows.any(axis=1)]
+        if len(rows) > 1:
+            mean = rows.mean(axis=0)
+            self.mean.assign(mean)
+            self.scale.assign(1.0 / max(float(np.sqrt(np.mean((rows - mean) ** 2))), _LEAST_SPREAD))
+
+    def call(self, vectors: Tensor) -> Tensor:
+        """float32 [n, dimension] to the same."""
+        present = ops.cast(ops.max(ops.abs(vectors), axis=-1, keepdims=True) > 0, "float32")
+        return (vectors - self.mean) * self.scale * present
 
 
 class AgeFeatures(keras.layers.Layer):

@@ -8,7 +8,7 @@ from typing import Final
 from keek_server.towers.contract import CLIP_DIMENSION, DIMENSION
 from keek_training.backend import Tensor, keras, ops
 from keek_training.config import TowerConfig
-from keek_training.layers import KIND_COUNT, AgeFeatures, Block, HashEmbedding
+from keek_training.layers import KIND_COUNT, AgeFeatures, Block, HashEmbedding, Standardise
 
 _DURATION_SCALE: Final = 0.2
 
@@ -27,6 +27,7 @@ class VideoTower(keras.Model):
         )
         self._tag_buckets = config.tag_buckets
         self._tags = keras.layers.Embedding(config.tag_buckets, config.tag_dimension, name="tags")
+        self.standardise = Standardise(name="standardise")
         # Begins at zero: without clip vectors in training, one in serving changes nothing.
         self._clip = keras.layers.Dense(
             config.clip_width, kernel_initializer="zeros", use_bias=False, name="clip"
@@ -50,8 +51,8 @@ class VideoTower(keras.Model):
     def _pictures(self, inputs: dict[str, Tensor]) -> Tensor:
         """[n, clip_width]: the projected clip vector; zero for a video without one."""
         if "clip_vector" in inputs:
-            return self._clip(ops.cast(inputs["clip_vector"], "float32"))
-        nothing = self._clip(ops.zeros((1, CLIP_DIMENSION)))
+            return self._clip(self.standardise(ops.cast(inputs["clip_vector"], "float32")))
+        nothing = self._clip(self.standardise(ops.zeros((1, CLIP_DIMENSION))))
         return ops.broadcast_to(nothing, (ops.shape(inputs["video"])[0], self._clip.units))
 
     def _mean_tag(self, tags: Tensor) -> Tensor:

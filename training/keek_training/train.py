@@ -8,7 +8,6 @@ from typing import Any, Final
 import numpy as np
 
 from keek_server.errors import SetupError
-from keek_server.towers.features import Float16Array
 from keek_training.backend import keras
 from keek_training.batches import Batches, Negatives
 from keek_training.config import TowerConfig, TrainConfig
@@ -29,13 +28,12 @@ _SMALLEST_BATCH: Final = 32
 _LARGEST_BATCH: Final = 128
 
 
-def train(dataset: Dataset, config: TrainConfig, clip_vectors: Float16Array | None = None) -> Trained:
+def train(dataset: Dataset, config: TrainConfig) -> Trained:
     """Trains until the validation no longer gets better, and keeps the best weights.
 
     Args:
         dataset: Videos and interactions.
         config: Table sizes and the longest age are filled in from the data where unset.
-        clip_vectors: float16 [videos, CLIP_DIMENSION], a row a video of the data set.
 
     Raises:
         SetupError: When nobody did anything that could be a target.
@@ -43,7 +41,7 @@ def train(dataset: Dataset, config: TrainConfig, clip_vectors: Float16Array | No
     started = time.monotonic()
     keras.utils.set_random_seed(config.seed)
     rng = np.random.default_rng(config.seed)
-    catalogue = catalogue_of(dataset, clip_vectors)
+    catalogue = catalogue_of(dataset)
     sequences = sequences_of(dataset, catalogue, config.kind_weights)
     if not sequences.weights.any():
         raise SetupError(f"{dataset.name} holds no interaction to train on, such as a view or a like")
@@ -93,8 +91,9 @@ def _batch_size(windows: int) -> int:
 
 
 def _remember(model: TwoTowers, catalogue: Catalogue, sequences: Sequences, counts: Float32Array) -> None:
-    """Tells the towers which ids training says something about."""
+    """Tells the towers which ids training says something about, and what clip vectors are like."""
     features = catalogue.features
+    model.video_tower.standardise.fit(features["clip_vector"])
     model.video_tower.ids.remember(features["video"][counts > 0])
     _, first, owned = np.unique(features["owner"][:, 0], return_index=True, return_counts=True)
     # An owner of one video says nothing that the video's id does not, and would take over from it.

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from keek_server.feed.filters import FILTERS
 from keek_server.feed.types import Candidate, FeedPage, FeedSource
+from keek_server.retrieval.fresh import VECTORS
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +68,6 @@ def _ranked(candidates: list[Candidate]) -> Iterator[tuple[Candidate, int, int]]
 def _absent(page: FeedPage, video_id: str, known: Collection[str]) -> Verdict:
     if video_id not in known:
         return Verdict(video_id, False, "catalogue", "no such video is known")
-    if page.context.serving.release.corpus.ids.rows_of([video_id])[0] < 0:
-        return Verdict(
-            video_id, False, "sources", "not in this release: it was added later, and does not trend"
-        )
+    if page.context.serving.fresh.index.value(video_id, VECTORS) is None:
+        return Verdict(video_id, False, "sources", "it has no vector in this release yet, and does not trend")
     return Verdict(video_id, False, "sources", "no source proposed it: too far from the user's vector")

@@ -4,6 +4,18 @@ from keek_server.feed.types import Candidate, FeedContext, Filter
 from keek_server.retrieval.ids import hash_id
 
 
+class DeletedFilter:
+    """Removes what was deleted since the release was built."""
+
+    name = "deleted"
+    detail = "it was deleted"
+
+    def keeps(self, context: FeedContext, candidates: list[Candidate]) -> list[bool]:
+        """See `Filter`."""
+        deleted = context.serving.fresh.deleted
+        return [candidate.video_id not in deleted for candidate in candidates]
+
+
 class SeenFilter:
     """Removes what the user interacted with before."""
 
@@ -30,5 +42,5 @@ class ServedFilter:
         return [hash_id(candidate.video_id) not in served for candidate in candidates]
 
 
-FILTERS: tuple[Filter, ...] = (SeenFilter(), ServedFilter())
+FILTERS: tuple[Filter, ...] = (DeletedFilter(), SeenFilter(), ServedFilter())
 """All filters, in the order they run."""

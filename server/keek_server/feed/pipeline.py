@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from keek_server import metrics
 from keek_server.clock import now_us
-from keek_server.errors import KeekError, UnavailableError
+from keek_server.errors import KeekError
 from keek_server.feed.types import (
     Candidate,
     Degradation,
@@ -80,15 +80,12 @@ class FeedPipeline:
         await asyncio.gather(*self._running)
 
     def _capture(self, query: FeedQuery) -> FeedContext:
-        serving = self._live.current
-        if serving is None:
-            raise UnavailableError("no release is active yet", retry_after_s=2.0)
-        return FeedContext(query, serving, now_us())
+        return FeedContext(query, self._live.serving(), now_us())
 
     async def _hydrate(self, context: FeedContext) -> None:
         for hydrator in self._stages.hydrators:
             try:
-                with metrics.feed_stage(hydrator.name):
+                with metrics.timed(metrics.stage_seconds, hydrator.name):
                     async with asyncio.timeout(self._slice_s(context)):
                         await hydrator.hydrate(context)
             except (KeekError, TimeoutError) as error:
@@ -108,7 +105,7 @@ class FeedPipeline:
         reason = ""
         started = time.perf_counter()
         try:
-            with metrics.feed_stage(source.name):
+            with metrics.timed(metrics.stage_seconds, source.name):
                 async with asyncio.timeout(slice_s):
                     candidates = await source.candidates(context, context.query.page_size)
         except TimeoutError:

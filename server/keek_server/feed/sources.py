@@ -1,12 +1,10 @@
 """The sources: personalised, trending, popular."""
 
-from collections.abc import Iterable
-
 from keek_server.feed.history import history_inputs
 from keek_server.feed.types import Candidate, FeedContext, FeedSource
 from keek_server.interactions.trending import Trending
-from keek_server.releases.release import Corpus
 from keek_server.retrieval.ids import hash_id
+from keek_server.retrieval.live import Query
 from keek_server.videos.catalogue import Catalogue
 
 _MARGIN = 3
@@ -25,14 +23,18 @@ class PersonalisedSource:
 
     async def candidates(self, context: FeedContext, count: int) -> list[Candidate]:
         """See `Source`; scored by the dot product of user and video vector."""
-        corpus = context.serving.release.corpus
-        inputs = history_inputs(corpus, context.query.user_id, context.history, context.now_us)
+        videos = context.serving.fresh.index
+        inputs = history_inputs(videos, context.query.user_id, context.history, context.now_us)
         if len(inputs.kinds) == 0:
             return []
         vector = await context.serving.users.vector(inputs)
         wanted = _MARGIN * count + context.excluded_count
-        scores, rows = await context.serving.searcher.search(vector, wanted)
-        return _from_rows(corpus, self.source, rows.tolist(), scores.tolist())
+        hits = await context.serving.searcher.search(Query(vector, wanted))
+        owners = hits.values(videos.columns["owners"], "owners")
+        return [
+            Candidate(video_id, self.source, score, owner)
+            for video_id, score, owner in zip(hits.found_ids(), hits.scores.tolist(), owners, strict=True)
+        ]
 
 
 class TrendingSource:
@@ -73,17 +75,11 @@ class PopularSource:
     async def candidates(self, context: FeedContext, count: int) -> list[Candidate]:
         """See `Source`; scored by the share of interactions in training."""
         corpus = context.serving.release.corpus
-        wanted = _MARGIN * count + context.excluded_count
-        return _from_rows(
-            corpus, self.source, corpus.popular[:wanted].tolist(), corpus.popularity[:wanted].tolist()
-        )
-
-
-def _from_rows(
-    corpus: Corpus, source: FeedSource, rows: list[int], scores: Iterable[float]
-) -> list[Candidate]:
-    owners = corpus.owners[rows].tolist()
-    return [
-        Candidate(corpus.ids.id_of(row), source, score, owner)
-        for row, score, owner in zip(rows, scores, owners, strict=True)
-    ]
+        wanted = _MARGIN * count + context.excluded_count + len(context.serving.fresh.deleted)
+        rows = corpus.popular[:wanted].tolist()
+        owners = corpus.columns["owners"][rows].tolist()
+        scores = corpus.popularity[:wanted].tolist()
+        return [
+            Candidate(corpus.ids.id_of(row), self.source, score, owner)
+            for row, score, owner in zip(rows, scores, owners, strict=True)
+        ]

@@ -7,15 +7,20 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keek_server.errors import KeekError, SetupError
+from keek_server.errors import KeekError, SetupError, UnavailableError
+from keek_server.releases.fresh import FreshVideos
 from keek_server.releases.registry import ReleaseRegistry
-from keek_server.releases.release import Release
+from keek_server.releases.release import VIDEO_COLUMNS, Audience, Release
+from keek_server.retrieval.fresh import VECTORS
+from keek_server.retrieval.live import LiveIndex
 from keek_server.retrieval.searcher import Searcher
 from keek_server.settings import Settings
 from keek_server.towers.client import TowerClient
+from keek_server.towers.clip import Clip
 from keek_server.towers.contract import DIMENSION, USER_TOWER
 from keek_server.towers.features import user_features
 from keek_server.towers.users import UserVectors
+from keek_server.videos.changes import ChangeFeed
 
 logger = logging.getLogger(__name__)
 
@@ -28,20 +33,44 @@ class ServingRelease:
 
     release: Release
     users: UserVectors
+    fresh: FreshVideos
+    """The videos: the release's own and those that came since."""
     searcher: Searcher
+    """Over `fresh.index`, for feeds."""
+    side_searcher: Searcher
+    """Over the same, for what may take longer: feeds do not wait behind it."""
+    audience: LiveIndex
+    """The users that were active when the release was built, and those that are since."""
+    audience_searcher: Searcher
+    clip: Clip | None
+    """None in a release without CLIP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Executors:
+    """The threads that search indexes."""
+
+    feeds: ThreadPoolExecutor
+    searches: ThreadPoolExecutor
 
 
 class LiveRelease:
     """Follows the registry. A request reads `current` once, at its entry, and keeps what it got."""
 
     def __init__(
-        self, registry: ReleaseRegistry, towers: TowerClient, executor: ThreadPoolExecutor, settings: Settings
+        self,
+        registry: ReleaseRegistry,
+        feed: ChangeFeed,
+        towers: TowerClient,
+        executors: Executors,
+        settings: Settings,
     ) -> None:
         self._registry = registry
+        self._feed = feed
         self._towers = towers
         self._settings = settings
         self._changed = asyncio.Event()
-        self._executor = executor
+        self._executors = executors
         self.current: ServingRelease | None = None
         """None until the first release is active and ready."""
 
@@ -49,6 +78,16 @@ class LiveRelease:
         """The current release, waiting for the first one."""
         while self.current is None:
             await self._changed.wait()
+        return self.current
+
+    def serving(self) -> ServingRelease:
+        """The current release.
+
+        Raises:
+            UnavailableError: Before the first one is active.
+        """
+        if self.current is None:
+            raise UnavailableError("no release is active yet", retry_after_s=2.0)
         return self.current
 
     async def follow(self) -> None:
@@ -71,10 +110,42 @@ class LiveRelease:
             return
         release = await asyncio.to_thread(Release.open, self._settings.release_dir / active)
         await self._warm_up(release)
-        users = UserVectors(self._towers, release.manifest.user_tower.version)
-        self.current = ServingRelease(release, users, Searcher(release.index, self._executor))
+        serving = self._prepare(release, await self._open_clip(release))
+        # Before the swap: what was uploaded while the release was built would vanish for a moment.
+        await serving.fresh.catch_up()
+        self.current = serving
         self._changed.set()
         logger.info("serving release %s: %d videos", release.id, len(release.corpus.ids))
+
+    def _prepare(self, release: Release, clip: Clip | None) -> ServingRelease:
+        settings = self._settings
+        fresh = FreshVideos(release, self._feed, self._towers, fresh_limit=settings.fresh_limit)
+        audience = _audience(release, settings.fresh_limit)
+        return ServingRelease(
+            release,
+            UserVectors(self._towers, release.manifest.user_tower.version),
+            fresh,
+            Searcher(fresh.index, self._executors.feeds),
+            Searcher(fresh.index, self._executors.searches),
+            audience,
+            Searcher(audience, self._executors.searches),
+            clip,
+        )
+
+    async def _open_clip(self, release: Release) -> Clip | None:
+        version = release.manifest.clip
+        if version is None:
+            return None
+        clip = await asyncio.to_thread(
+            Clip.open,
+            self._settings.release_dir / release.id,
+            self._towers,
+            image_version=version.image.version,
+            text_version=version.text.version,
+            deadline_s=self._settings.clip_deadline_s,
+        )
+        await clip.check()
+        return clip
 
     async def _warm_up(self, release: Release) -> None:
         """A whole query against it: shows that Triton has the version and that the index answers."""
@@ -87,3 +158,9 @@ class LiveRelease:
         if vectors.shape != (1, DIMENSION):
             raise SetupError(f"user_tower version {version} gave {vectors.shape}, expected (1, {DIMENSION})")
         await asyncio.to_thread(release.index.search, vectors, 100)
+
+
+def _audience(release: Release, fresh_limit: int) -> LiveIndex:
+    built = release.audience or Audience.none()
+    columns = {VECTORS: VIDEO_COLUMNS[VECTORS]}
+    return LiveIndex({VECTORS: built.index}, built.ids, {}, fresh_columns=columns, fresh_limit=fresh_limit)

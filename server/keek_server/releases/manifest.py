@@ -23,6 +23,23 @@ class TowerVersion(BaseModel):
     size_bytes: int
 
 
+class ClipVersion(BaseModel):
+    """The published CLIP of a release: both encoders, of one model."""
+
+    model_config = ConfigDict(frozen=True)
+
+    clip_model: str
+    """Says which CLIP made a vector; `ClipRecord.clip_model`, at most 64 characters."""
+    image: TowerVersion
+    text: TowerVersion
+    model: str
+    """open-clip's name of the architecture."""
+    pretrained: str | None
+    """open-clip's tag of the weights, or the file that they came from; None when untrained."""
+    untrained: bool
+    """Whether the weights are random: its vectors say nothing about what a picture shows."""
+
+
 class Manifest(BaseModel):
     """{release id, tower versions, clip version, index, dimension, checksums, metrics}."""
 
@@ -32,11 +49,18 @@ class Manifest(BaseModel):
     create_time_us: int
     user_tower: TowerVersion
     video_tower: TowerVersion
-    clip: TowerVersion | None = None
+    clip: ClipVersion | None = None
     dimension: int
     history_length: int
     """How many of a user's latest interactions the user tower reads."""
+    catalogue_seq: int = 0
+    """The last change of the catalogue that the index holds; later ones make up the fresh part."""
     index: IndexReport
+    """By the vectors of the video tower."""
+    clip_index: IndexReport | None = None
+    """By clip vectors; none without CLIP, or when no video has a clip vector yet."""
+    user_index: IndexReport | None = None
+    """Over the vectors of the users that were active; none when nobody was."""
     files_sha256: dict[str, str]
     """Checksum of every file of the release, by name."""
     metrics: dict[str, Any]

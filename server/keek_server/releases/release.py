@@ -1,21 +1,43 @@
 """A release as a server holds it: mapped, immutable, captured once by each request."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from keek_server.releases.manifest import Manifest
-from keek_server.retrieval.ids import IdTable, Rows, hash_all
-from keek_server.retrieval.index import FaissIndex, Vectors
+from keek_server.retrieval.fresh import VECTORS, Column, Columns
+from keek_server.retrieval.ids import IdTable, Rows
+from keek_server.retrieval.index import FaissIndex, IndexReport, Mask, Vectors
+from keek_server.towers.contract import DIMENSION
+from keek_server.towers.features import MAX_TAGS
 
 INDEX_FILE = "index.faiss"
-_VECTORS, _OWNERS, _POPULAR, _POPULARITY = "vectors.npy", "owners.npy", "popular.npy", "popularity.npy"
+CLIP_INDEX_FILE = "clip.faiss"
+USER_INDEX_FILE = "users.faiss"
+_USER_IDS = "user_id"
+_POPULAR, _POPULARITY = "popular.npy", "popularity.npy"
 
 POPULAR_LIMIT = 2000
 """Videos in a release's popular list."""
+
+CLIP = "clip"
+"""The column of clip vectors, as `LiveIndex` knows it; a release's main part has it in its index alone."""
+
+VIDEO_COLUMNS: Final[Mapping[str, Column]] = {
+    VECTORS: Column(np.float32, (DIMENSION,)),
+    # Hash of the owner's id; 0 when unknown.
+    "owners": Column(np.uint64),
+    # 0 when unknown.
+    "durations_s": Column(np.float32),
+    "create_times_us": Column(np.int64),
+    # Hashes of the tags (`towers.features.pad_tags`), padded with zeros.
+    "tags": Column(np.int32, (MAX_TAGS,)),
+}
+"""What a release knows of a video, by row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,43 +45,67 @@ class Corpus:
     """The videos of a release by row: n rows."""
 
     ids: IdTable
-    vectors: Vectors
-    """float32 [n, dimension], from the video tower."""
-    owners: npt.NDArray[np.uint64]
-    """uint64 [n], hash of each owner's id; 0 when unknown."""
+    columns: Columns
+    """VIDEO_COLUMNS, [n, ...] each."""
     popular: Rows
     """int64 [at most POPULAR_LIMIT], most popular first."""
     popularity: npt.NDArray[np.float32]
     """float32, share of the interactions, beside `popular`."""
 
+    @property
+    def vectors(self) -> Vectors:
+        """float32 [n, dimension], from the video tower."""
+        return self.columns[VECTORS]
+
+    def vectors_of(self, ids: Sequence[str]) -> tuple[Mask, Vectors]:
+        """Which of n ids are known, bool [n], and the vectors of those, float32 [known, dimension]."""
+        rows = self.ids.rows_of(ids)
+        known = rows >= 0
+        return known, np.asarray(self.vectors[rows[known]])
+
     @classmethod
-    def build(
-        cls,
-        video_ids: Sequence[str],
-        owner_ids: Sequence[str],
-        vectors: Vectors,
-        counts: npt.NDArray[np.int64],
-    ) -> "Corpus":
+    def build(cls, video_ids: Sequence[str], columns: Columns, counts: npt.NDArray[np.int64]) -> "Corpus":
         """The corpus of n videos, of which video i has counts[i] interactions."""
         popular = np.argsort(-counts, kind="stable")[:POPULAR_LIMIT]
         shares = (counts[popular] / max(1, int(counts.sum()))).astype(np.float32)
-        return cls(IdTable.build(video_ids), vectors, hash_all(owner_ids), popular, shares)
+        return cls(IdTable.build(video_ids), columns, popular, shares)
 
     def save(self, folder: Path) -> None:
         """Writes the arrays into `folder`."""
         self.ids.save(folder)
-        np.save(folder / _VECTORS, self.vectors)
-        np.save(folder / _OWNERS, self.owners)
+        for name in VIDEO_COLUMNS:
+            np.save(folder / f"{name}.npy", self.columns[name])
         np.save(folder / _POPULAR, self.popular)
         np.save(folder / _POPULARITY, self.popularity)
 
     @classmethod
     def open(cls, folder: Path) -> "Corpus":
         """Maps what `save` wrote."""
-        names = (_VECTORS, _OWNERS, _POPULAR, _POPULARITY)
-        return cls(
-            IdTable.open(folder), *(np.asarray(np.load(folder / name, mmap_mode="r")) for name in names)
-        )
+        columns = {name: _mapped(folder / f"{name}.npy") for name in VIDEO_COLUMNS}
+        return cls(IdTable.open(folder), columns, _mapped(folder / _POPULAR), _mapped(folder / _POPULARITY))
+
+
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """The users of a release: those who were active when it was built."""
+
+    ids: IdTable
+    index: FaissIndex
+
+    def save(self, folder: Path) -> None:
+        """Writes the ids and the index into `folder`."""
+        self.ids.save(folder, _USER_IDS)
+        self.index.save(folder / USER_INDEX_FILE)
+
+    @classmethod
+    def open(cls, folder: Path, report: IndexReport) -> "Audience":
+        """Maps what `save` wrote."""
+        return cls(IdTable.open(folder, _USER_IDS), FaissIndex.open(folder / USER_INDEX_FILE, report))
+
+    @classmethod
+    def none(cls) -> "Audience":
+        """Nobody."""
+        return cls(IdTable.build([]), FaissIndex.empty(DIMENSION))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +115,19 @@ class Release:
     manifest: Manifest
     corpus: Corpus
     index: FaissIndex
+    """By the vectors of the video tower."""
+    clip_index: FaissIndex | None
+    """By the clip vectors of those videos that have one."""
+    audience: Audience | None
 
     @property
     def id(self) -> str:
         """The release id."""
         return self.manifest.release_id
+
+    def reads(self, clip_model: str) -> bool:
+        """Whether vectors of a CLIP mean to this release what they should; see `clip_is_read`."""
+        return clip_is_read(clip_model, self.manifest.clip.clip_model if self.manifest.clip else "")
 
     @classmethod
     def open(cls, folder: Path) -> "Release":
@@ -83,5 +137,21 @@ class Release:
             SetupError: When the folder holds no complete release.
         """
         manifest = Manifest.load(folder)
-        index = FaissIndex.open(folder / INDEX_FILE, manifest.index)
-        return cls(manifest, Corpus.open(folder), index)
+        clip, users = manifest.clip_index, manifest.user_index
+        return cls(
+            manifest,
+            Corpus.open(folder),
+            FaissIndex.open(folder / INDEX_FILE, manifest.index),
+            FaissIndex.open(folder / CLIP_INDEX_FILE, clip) if clip else None,
+            Audience.open(folder, users) if users else None,
+        )
+
+
+def clip_is_read(clip_model: str, own: str) -> bool:
+    """Whether a release with the CLIP `own` (empty: none) reads vectors of `clip_model` (empty: not said)."""
+    return not clip_model or not own or clip_model == own
+
+
+def _mapped(path: Path) -> npt.NDArray[Any]:
+    # A plain view: reading one element of a memmap costs ten times more.
+    return np.asarray(np.load(path, mmap_mode="r"))

@@ -10,7 +10,7 @@ import xxhash
 
 Rows = npt.NDArray[np.int64]
 
-_FILES = ("id_bytes", "id_offsets", "id_hashes", "id_rows")
+_PARTS = ("bytes", "offsets", "hashes", "rows")
 
 
 def hash_id(id_: str) -> int:
@@ -61,16 +61,16 @@ class IdTable:
         order = np.argsort(hashes, kind="stable")
         return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets, hashes[order], order)
 
-    def save(self, folder: Path) -> None:
-        """Writes the arrays into `folder`."""
+    def save(self, folder: Path, name: str = "id") -> None:
+        """Writes the arrays into `folder`, in files that begin with `name`."""
         arrays: tuple[npt.NDArray[Any], ...] = (self._bytes, self._offsets, self._hashes, self._rows)
-        for name, array in zip(_FILES, arrays, strict=True):
-            np.save(folder / f"{name}.npy", array)
+        for part, array in zip(_PARTS, arrays, strict=True):
+            np.save(folder / f"{name}_{part}.npy", array)
 
     @classmethod
-    def open(cls, folder: Path) -> "IdTable":
+    def open(cls, folder: Path, name: str = "id") -> "IdTable":
         """Maps what `save` wrote; nothing is read yet."""
-        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _FILES))
+        return cls(*(np.load(folder / f"{name}_{part}.npy", mmap_mode="r") for part in _PARTS))
 
     def id_of(self, row: int) -> str:
         """The id of a row."""

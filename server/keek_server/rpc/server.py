@@ -10,6 +10,8 @@ from keek.v1 import (
     feed_service_pb2_grpc,
     interaction_service_pb2,
     interaction_service_pb2_grpc,
+    search_service_pb2,
+    search_service_pb2_grpc,
     trending_service_pb2,
     trending_service_pb2_grpc,
     video_service_pb2,
@@ -20,6 +22,7 @@ from keek_server.rpc.guard import GuardInterceptor
 from keek_server.rpc.interactions import InteractionServicer
 from keek_server.rpc.reflection import add_reflection
 from keek_server.rpc.rules import RuleChecker
+from keek_server.rpc.search import SearchServicer
 from keek_server.rpc.trending import TrendingServicer
 from keek_server.rpc.videos import VideoServicer
 
@@ -27,7 +30,8 @@ FEED = feed_service_pb2.DESCRIPTOR.services_by_name["FeedService"].full_name
 INTERACTION = interaction_service_pb2.DESCRIPTOR.services_by_name["InteractionService"].full_name
 VIDEO = video_service_pb2.DESCRIPTOR.services_by_name["VideoService"].full_name
 TRENDING = trending_service_pb2.DESCRIPTOR.services_by_name["TrendingService"].full_name
-SERVICES = (FEED, INTERACTION, VIDEO, TRENDING)
+SEARCH = search_service_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
+SERVICES = (FEED, INTERACTION, VIDEO, TRENDING, SEARCH)
 
 _MAX_MESSAGE_BYTES = 16 * 2**20
 _OPTIONS = (
@@ -60,6 +64,7 @@ def build_server(
     feed: FeedServicer,
     interactions: InteractionServicer,
     videos: VideoServicer,
+    search: SearchServicer,
     trending: TrendingServicer,
     health_: Health,
 ) -> grpc.aio.Server:
@@ -68,6 +73,7 @@ def build_server(
     feed_service_pb2_grpc.add_FeedServiceServicer_to_server(feed, server)
     interaction_service_pb2_grpc.add_InteractionServiceServicer_to_server(interactions, server)
     video_service_pb2_grpc.add_VideoServiceServicer_to_server(videos, server)
+    search_service_pb2_grpc.add_SearchServiceServicer_to_server(search, server)
     trending_service_pb2_grpc.add_TrendingServiceServicer_to_server(trending, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_.servicer, server)
     add_reflection(server, (*SERVICES, health.SERVICE_NAME))

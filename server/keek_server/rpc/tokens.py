@@ -21,3 +21,15 @@ def decode_token(token: str) -> str:
         return base64.b64decode(token, altchars=b"-_", validate=True).decode()
     except (binascii.Error, UnicodeDecodeError) as error:
         raise InvalidArgumentError.of("page_token", "is not a token of this service") from error
+
+
+def decode_offset(token: str, limit: int) -> int:
+    """The offset in a token of a list that is paged by number; 0 for the first page.
+
+    Raises:
+        InvalidArgumentError: When it is no such token, or beyond `limit`.
+    """
+    position = decode_token(token) or "0"
+    if not position.isdecimal() or int(position) > limit:
+        raise InvalidArgumentError.of("page_token", "is not a token of this service")
+    return int(position)

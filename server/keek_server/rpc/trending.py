@@ -10,7 +10,7 @@ from keek_server.interactions.kinds import EVERYTHING, TrendingScope
 from keek_server.interactions.trending import RISING_CANDIDATES, Position, Trending, TrendingVideo
 from keek_server.interactions.watch import WATCHED, TrendingWatch
 from keek_server.rpc.guard import Context
-from keek_server.rpc.tokens import decode_token, encode_token
+from keek_server.rpc.tokens import decode_offset, decode_token, encode_token
 
 _DEFAULT_PAGE_SIZE = 10
 _RISING = pb.TrendingRanking.TRENDING_RANKING_RISING
@@ -30,7 +30,7 @@ class TrendingServicer(trending_service_pb2_grpc.TrendingServiceServicer):
         limit = request.page_size or _DEFAULT_PAGE_SIZE
         scope = self._scope(request)
         if request.ranking == _RISING:
-            offset = _decode_offset(request.page_token)
+            offset = decode_offset(request.page_token, RISING_CANDIDATES)
             videos = await self._trending.rising(limit, scope=scope, offset=offset)
             more = len(videos) == limit and offset + limit < RISING_CANDIDATES
             token = encode_token(str(offset + limit)) if more else ""
@@ -89,13 +89,6 @@ def _decode_position(token: str) -> Position:
     if not math.isfinite(position.log2_score) or not 0 <= position.ties < 2**31:
         raise _not_a_token()
     return position
-
-
-def _decode_offset(token: str) -> int:
-    offset = decode_token(token) or "0"
-    if not offset.isdecimal() or int(offset) > RISING_CANDIDATES:
-        raise _not_a_token()
-    return int(offset)
 
 
 def _not_a_token() -> InvalidArgumentError:

@@ -11,6 +11,7 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     SmallInteger,
     String,
@@ -49,6 +50,67 @@ videos = Table(
     Column("duration_s", Float, nullable=False),
     Column("title", String(512), nullable=False),
     Column("create_time_us", BigInteger, nullable=False),
+    # VideoState. A deleted video keeps its row, which tells every server of the deletion.
+    Column("state", SmallInteger, nullable=False),
+    # When its row changed last, by the catalogue's clock.
+    Column("change_seq", BigInteger, nullable=False, index=True),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    # Empty where no file was uploaded.
+    Column("original_url", String(2048), nullable=False),
+    Column("poster_url", String(2048), nullable=False),
+)
+
+catalogue_clock = Table(
+    "catalogue_clock",
+    metadata,
+    # One row. A transaction that changes videos advances it and so holds it until it commits: changes
+    # become visible in the order of their numbers, and who reads on from the last one skips nothing.
+    Column("seq", BigInteger, primary_key=True),
+)
+
+clip_vectors = Table(
+    "clip_vectors",
+    metadata,
+    Column("video_id", _Id, primary_key=True),
+    # ClipVersion.clip_model of the CLIP that made it; empty when it was given on import without.
+    Column("clip_model", String(64), nullable=False),
+    # 512 float16, little endian.
+    Column("vector", LargeBinary, nullable=False),
+)
+
+embedding_queue = Table(
+    "embedding_queue",
+    metadata,
+    # Videos whose frames CLIP has yet to see.
+    Column("video_id", _Id, primary_key=True),
+    # Until when the server that took it has it to itself.
+    Column("lease_until_us", BigInteger, nullable=False),
+)
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("upload_id", Uuid, primary_key=True),
+    Column("video_id", _Id, nullable=False, index=True),
+    # VideoState.
+    Column("state", SmallInteger, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("received_bytes", BigInteger, nullable=False),
+    # Why it was rejected: MediaProblem, and a sentence for people.
+    Column("problem", String(64), nullable=False),
+    Column("reason", String(512), nullable=False),
+    Column("update_time_us", BigInteger, nullable=False, index=True),
+)
+
+video_requests = Table(
+    "video_requests",
+    metadata,
+    # Requests that were carried out, by their request_id: a repeated one does nothing more.
+    Column("request_id", Uuid, primary_key=True),
+    Column("method", String(32), nullable=False),
+    Column("video_id", _Id, nullable=False),
+    Column("create_time_us", BigInteger, nullable=False, index=True),
 )
 
 interactions = Table(

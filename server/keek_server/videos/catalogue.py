@@ -1,38 +1,24 @@
 """The catalogue in SQL: what may be recommended."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
-from keek_server.errors import NotFoundError
+from keek_server.errors import AlreadyExistsError, NotFoundError
 from keek_server.storage.database import Database
+from keek_server.storage.tables import clip_vectors, embedding_queue
 from keek_server.storage.tables import videos as table
+from keek_server.videos.changes import advance_clock
+from keek_server.videos.requests import is_known, is_repeated
+from keek_server.videos.video import Brief, ClipVector, Video, VideoState
 
 _BRIEFS_REMEMBERED = 200_000
+_OF_A_FILE = ("width", "height", "original_url", "poster_url")
 
-
-@dataclass(frozen=True, slots=True)
-class Video:
-    """A video's metadata."""
-
-    video_id: str
-    owner_id: str
-    """Empty when unknown."""
-    tags: list[str]
-    duration_s: float
-    """0 when unknown."""
-    title: str
-    create_time_us: int
-
-
-class Brief(NamedTuple):
-    """What the request path needs to know of a video."""
-
-    owner_id: str
-    tags: tuple[str, ...]
+MUTABLE = ("owner_id", "tags", "duration_s", "title")
+"""What an update may change."""
 
 
 class Catalogue:
@@ -40,7 +26,7 @@ class Catalogue:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        # They change so rarely that a stale one is harmless: it moves a cap, or a place in a tag's list.
+        # Whoever follows the catalogue's changes forgets the brief of each video that changed.
         self._briefs: OrderedDict[str, Brief] = OrderedDict()
 
     async def get(self, video_id: str) -> Video:
@@ -52,37 +38,128 @@ class Catalogue:
             row = (await connection.execute(_VIDEOS.where(table.c.video_id == video_id))).first()
         if row is None:
             raise NotFoundError(f"no video {video_id!r}")
-        return Video(*row)
+        return _video(row)
 
-    async def list(self, *, after: str, owner_id: str, limit: int) -> list[Video]:
+    async def check_free(self, video_id: str) -> None:
+        """
+        Raises:
+            AlreadyExistsError: When the video has a file.
+        """
+        query = sa.select(table.c.original_url).where(table.c.video_id == video_id, _EXISTS)
+        async with self._database.read() as connection:
+            if (await connection.execute(query)).scalar():
+                raise AlreadyExistsError(f"video {video_id!r} has a file already")
+
+    async def page(self, *, after: str, owner_id: str, limit: int) -> list[Video]:
         """The next videos behind the id `after`, by id; only those of `owner_id` when it is not empty."""
         query = _VIDEOS.where(table.c.video_id > after).order_by(table.c.video_id).limit(limit)
         if owner_id:
             query = query.where(table.c.owner_id == owner_id)
         async with self._database.read() as connection:
-            return [Video(*row) for row in (await connection.execute(query)).all()]
+            return [_video(row) for row in (await connection.execute(query)).all()]
 
-    async def put(self, videos: Sequence[Video]) -> int:
-        """Creates or replaces all of `videos` in one transaction.
+    async def was_done(self, request_id: str, method: str, video_id: str) -> bool:
+        """See `is_repeated`; nothing is remembered by asking."""
+        if not request_id:
+            return False
+        async with self._database.read() as connection:
+            return await connection.run_sync(is_known, request_id, method, video_id)
+
+    async def clip_vector(self, video_id: str) -> ClipVector | None:
+        """A video's clip vector; None when it has none, or is not known."""
+        query = sa.select(clip_vectors.c.clip_model, clip_vectors.c.vector)
+        async with self._database.read() as connection:
+            row = (await connection.execute(query.where(clip_vectors.c.video_id == video_id))).first()
+        return None if row is None else ClipVector(*row)
+
+    async def put(self, videos: Sequence[Video], vectors: Mapping[str, ClipVector] | None = None) -> int:
+        """Creates or replaces the metadata of all of `videos` in one transaction; files stay.
+
+        Args:
+            videos: Of distinct ids.
+            vectors: The clip vectors of some of them, by id; others keep what they have.
 
         Returns:
             How many were new.
         """
-        ids = {video.video_id for video in videos}
-        insert = self._database.insert(table)
-        upsert = insert.on_conflict_do_update(
-            index_elements=[table.c.video_id],
-            set_={name: insert.excluded[name] for name in table.c.keys() if name != "video_id"},  # noqa: SIM118
-        )
-        async with self._database.write() as connection:
-            known = await connection.execute(_IDS.where(table.c.video_id.in_(ids)))
-            created = len(ids) - len(known.all())
-            # In one order, so that two imports never wait for each other's rows in a circle.
-            ordered = sorted(videos, key=lambda video: video.video_id)
-            await connection.execute(upsert, [asdict(video) for video in ordered])
-        for video_id in ids:
-            self._briefs.pop(video_id, None)
+        rows = [video.as_row() for video in videos]
+        given = [
+            {"video_id": video_id, "clip_model": vector.clip_model, "vector": vector.content}
+            for video_id, vector in (vectors or {}).items()
+        ]
+
+        def work(connection: sa.Connection) -> int:
+            seq = advance_clock(connection, len(rows))
+            for offset, row in enumerate(rows):
+                row["change_seq"] = seq + offset
+            known = sa.select(sa.func.count()).where(
+                table.c.video_id.in_([row["video_id"] for row in rows]), _EXISTS
+            )
+            created = len(rows) - connection.execute(known).scalar_one()
+            connection.execute(self._upsert(table, keep=_OF_A_FILE), rows)
+            if given:
+                connection.execute(self._upsert(clip_vectors), given)
+            return created
+
+        created = await self._database.transact(work)
+        self.forget(video.video_id for video in videos)
         return created
+
+    async def update(self, video_id: str, changes: Mapping[str, Any], request_id: str) -> Video:
+        """Changes some of a video's MUTABLE columns; a repeated request changes nothing.
+
+        Raises:
+            NotFoundError: When the video is not known.
+            InvalidArgumentError: When the request_id is that of another request.
+        """
+
+        def work(connection: sa.Connection) -> None:
+            values = {**changes, "change_seq": advance_clock(connection, 1)}
+            if is_repeated(connection, request_id, "UpdateVideo", video_id):
+                return
+            change = table.update().where(table.c.video_id == video_id, _EXISTS).values(values)
+            if not connection.execute(change).rowcount:
+                raise NotFoundError(f"no video {video_id!r}")
+
+        await self._database.transact(work)
+        self.forget([video_id])
+        return await self.get(video_id)
+
+    async def delete(self, video_id: str, request_id: str) -> list[str]:
+        """Deletes a video; a repeated request does nothing.
+
+        Returns:
+            URLs of files that nothing names any more.
+
+        Raises:
+            NotFoundError: When the video is not known.
+            InvalidArgumentError: When the request_id is that of another request.
+        """
+
+        def work(connection: sa.Connection) -> list[str]:
+            seq = advance_clock(connection, 1)
+            if is_repeated(connection, request_id, "DeleteVideo", video_id):
+                return []
+            files = sa.select(table.c.original_url, table.c.poster_url)
+            found = connection.execute(files.where(table.c.video_id == video_id, _EXISTS)).first()
+            if found is None:
+                raise NotFoundError(f"no video {video_id!r}")
+            gone = {
+                "state": VideoState.DELETED,
+                "change_seq": seq,
+                "original_url": "",
+                "poster_url": "",
+                "width": 0,
+                "height": 0,
+            }
+            connection.execute(table.update().where(table.c.video_id == video_id).values(gone))
+            for other in (clip_vectors, embedding_queue):
+                connection.execute(other.delete().where(other.c.video_id == video_id))
+            return [url for url in found if url]
+
+        files = await self._database.transact(work)
+        self.forget([video_id])
+        return files
 
     async def briefs(self, video_ids: Iterable[str]) -> dict[str, Brief]:
         """The brief of each video that is known; unknown videos are absent."""
@@ -96,12 +173,40 @@ class Catalogue:
             self._remember(read)
         return found
 
+    def forget(self, video_ids: Iterable[str]) -> None:
+        """Reads these anew when they are asked for again."""
+        for video_id in video_ids:
+            self._briefs.pop(video_id, None)
+
     def _remember(self, briefs: dict[str, Brief]) -> None:
         self._briefs.update(briefs)
         while len(self._briefs) > _BRIEFS_REMEMBERED:
             self._briefs.popitem(last=False)
 
+    def _upsert(self, target: sa.Table, keep: Sequence[str] = ()) -> Any:
+        """INSERT that replaces all columns of a known video but those to keep."""
+        insert = self._database.insert(target)
+        new = insert.excluded
+        changed: dict[str, Any] = {
+            column.name: new[column.name]
+            for column in target.c
+            if column.name != "video_id" and column.name not in keep
+        }
+        if target is table:
+            # A file that is still looked at makes the video READY when that is done.
+            embedding = table.c.state == VideoState.EMBEDDING
+            changed["state"] = sa.case((embedding, table.c.state), else_=new["state"])
+        return insert.on_conflict_do_update(index_elements=[target.c.video_id], set_=changed)
 
+
+def _video(row: Sequence[Any]) -> Video:
+    columns = list(row)
+    columns[_STATE] = VideoState(columns[_STATE])
+    return Video(*columns)
+
+
+_STATE = 6
+_EXISTS = table.c.state != VideoState.DELETED
 _VIDEOS = sa.select(
     table.c.video_id,
     table.c.owner_id,
@@ -109,6 +214,10 @@ _VIDEOS = sa.select(
     table.c.duration_s,
     table.c.title,
     table.c.create_time_us,
-)
-_IDS = sa.select(table.c.video_id)
-_BRIEFS = sa.select(table.c.video_id, table.c.owner_id, table.c.tags)
+    table.c.state,
+    table.c.width,
+    table.c.height,
+    table.c.original_url,
+    table.c.poster_url,
+).where(_EXISTS)
+_BRIEFS = sa.select(table.c.video_id, table.c.owner_id, table.c.tags).where(_EXISTS)

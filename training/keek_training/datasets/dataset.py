@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from keek_server.towers.features import Float16Array
+
 VIDEO_SCHEMA = pa.schema(
     [
         pa.field("video_id", pa.string(), nullable=False),
@@ -57,3 +59,5 @@ class Dataset:
     videos: pa.Table
     interactions: pa.Table
     problems: list[Problem] = field(default_factory=list)
+    clip_vectors: Float16Array | None = None
+    """float16 [videos, CLIP_DIMENSION], zeros where a video has none; None when none has."""

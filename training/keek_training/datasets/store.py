@@ -1,11 +1,12 @@
 """Data sets into SQL and back: what was imported is what the training job reads by default."""
 
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice, repeat, tee
 from typing import Any
 from uuid import UUID
 
+import numpy as np
 import pyarrow as pa
 import sqlalchemy as sa
 from tqdm import tqdm
@@ -14,9 +15,13 @@ from keek_server.interactions.append import Interaction
 from keek_server.interactions.kinds import InteractionKind
 from keek_server.interactions.log import InteractionLog
 from keek_server.storage.database import Database
+from keek_server.storage.tables import clip_vectors
 from keek_server.storage.tables import interactions as interactions_table
 from keek_server.storage.tables import videos as videos_table
-from keek_server.videos.catalogue import Catalogue, Video
+from keek_server.towers.contract import CLIP_DIMENSION
+from keek_server.towers.features import Float16Array
+from keek_server.videos.catalogue import Catalogue
+from keek_server.videos.video import Video
 from keek_training.datasets.assemble import assemble
 from keek_training.datasets.dataset import INTERACTION_SCHEMA, VIDEO_SCHEMA, Dataset
 from keek_training.datasets.event_ids import event_ids
@@ -24,6 +29,7 @@ from keek_training.datasets.event_ids import event_ids
 _VIDEOS_A_TRANSACTION = 2_000
 _INTERACTIONS_A_TRANSACTION = 10_000
 _ROWS_A_PAGE = 50_000
+_CLIP_SCHEMA = pa.schema([("video_id", pa.string()), ("clip_model", pa.string()), ("vector", pa.binary())])
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +72,38 @@ async def import_dataset(
     )
 
 
-async def load_dataset(database: Database) -> Dataset:
+async def load_dataset(database: Database, reads: Callable[[str], bool] = lambda _: True) -> Dataset:
     """All videos and interactions that are stored.
+
+    Args:
+        database: Opened by the caller.
+        reads: Of which CLIP (`clip_model`) the clip vectors are taken; others count as none.
 
     Raises:
         UnavailableError: When the database is down or late.
     """
     interactions = [page async for page in _pages(database, interactions_table.c.seq, INTERACTION_SCHEMA)]
-    return assemble(
+    dataset = assemble(
         "sql",
         await load_videos(database),
         pa.concat_tables([INTERACTION_SCHEMA.empty_table(), *interactions]),
     )
+    return replace(dataset, clip_vectors=await _load_clip_vectors(database, dataset.videos, reads))
+
+
+async def _load_clip_vectors(
+    database: Database, videos: pa.Table, reads: Callable[[str], bool]
+) -> Float16Array | None:
+    """A row a video, in the order of the table; None when no video has one."""
+    rows = {video_id: row for row, video_id in enumerate(videos["video_id"].to_pylist())}
+    vectors = np.zeros((len(rows), CLIP_DIMENSION), np.float16)
+    found = False
+    async for page in _pages(database, clip_vectors.c.video_id, _CLIP_SCHEMA):
+        for video_id, clip_model, content in zip(*(column.to_pylist() for column in page), strict=True):
+            if video_id in rows and reads(clip_model):
+                vectors[rows[video_id]] = np.frombuffer(content, "<f2")
+                found = True
+    return vectors if found else None
 
 
 async def load_videos(database: Database) -> pa.Table:

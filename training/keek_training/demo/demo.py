@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import tempfile
+import uuid
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -14,6 +16,7 @@ from keek_server.settings import Settings
 from keek_server.storage.database import open_database
 from keek_server.storage.tables import interactions, videos
 from keek_server.towers.client import open_towers
+from keek_training.demo.clip import render_clip
 from keek_training.demo.processes import run_command, running_server, wait_for_release
 from keek_training.demo.scenes import (
     Scene,
@@ -21,7 +24,9 @@ from keek_training.demo.scenes import (
     make_a_video_viral,
     stream_a_feed,
     time_feeds,
+    upload_a_clip,
 )
+from keek_training.publishing.clip import NO_CLIP
 
 _RUN = "demo"
 _UP_S = 60.0
@@ -30,8 +35,17 @@ _USERS = 50
 _NEEDED = ("like_changed_next_feed", "viral_video_reached_other_user")
 
 
-def demo(data: str, settings: Settings, output: Path, *, epochs: int | None = None) -> int:
+def demo(
+    data: str, settings: Settings, output: Path, *, epochs: int | None = None, with_clip: bool = True
+) -> int:
     """Imports, trains, exports, publishes, serves; shows feeds; writes what happened to `output`.
+
+    Args:
+        data: A data set as for `keek-train import`.
+        settings: Where everything is.
+        output: What it showed, as JSON.
+        epochs: The most passes over the data.
+        with_clip: Whether the release gets a CLIP, and a clip is uploaded; needs the extra clip.
 
     Returns:
         The exit code: 0 when everything that should happen did.
@@ -44,7 +58,10 @@ def demo(data: str, settings: Settings, output: Path, *, epochs: int | None = No
     with running_server(settings.data_dir / "logs" / "server.log", timeout_s=_UP_S) as address:
         seconds["train"] = run_command("keek-train", "train", "--run", _RUN, *bound)
         seconds["export"] = run_command("keek-train", "export", "--run", _RUN)
-        seconds["publish"] = run_command("keek-train", "publish", "--run", _RUN)
+        if with_clip:
+            seconds["export-clip"] = run_command("keek-train", "export-clip")
+        release = ("--run", _RUN) if with_clip else ("--run", _RUN, "--clip", NO_CLIP)
+        seconds["publish"] = run_command("keek-train", "publish", *release)
         facts["triton_version"] = asyncio.run(_triton_version(settings))
         scenes += [Scene(f"keek-train {name}", "", took_s * 1000) for name, took_s in seconds.items()]
         users = asyncio.run(_active_users(settings))
@@ -55,12 +72,22 @@ def demo(data: str, settings: Settings, output: Path, *, epochs: int | None = No
             scenes.append(stream_a_feed(client, users[0]))
             scenes.append(like_and_look_again(client, users[1]))
             scenes.append(make_a_video_viral(client, users[3:], users[2]))
+            if with_clip:
+                scenes.append(_upload(client))
             scenes.append(time_feeds(client, users))
     for scene in scenes:
         facts |= scene.facts
     _write(output, facts)
     _print(scenes, facts, output)
-    return 0 if all(facts[name] for name in _NEEDED) else 1
+    needed = (*_NEEDED, "upload_recommendable") if with_clip else _NEEDED
+    return 0 if all(facts[name] for name in needed) else 1
+
+
+def _upload(client: keek.Client) -> Scene:
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder) / "disc.mp4"
+        render_clip(clip)
+        return upload_a_clip(client, clip, f"demo-{uuid.uuid4().hex[:8]}")
 
 
 async def _counts(settings: Settings) -> dict[str, object]:

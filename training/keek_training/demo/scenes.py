@@ -4,6 +4,7 @@ import statistics
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import keek
 
@@ -12,6 +13,8 @@ _LIKES = 3
 _FANS = 12
 _WARM_UP = 20
 _TIMED = 300
+_READY_S = 60.0
+_POLL_S = 0.01
 
 
 @dataclass(slots=True)
@@ -89,6 +92,47 @@ def make_a_video_viral(client: keek.Client, fans: list[str], viewer: str) -> Sce
     outcome = f"{video_id} is {'' if reached else 'not '}among the trending videos of {viewer}"
     facts: dict[str, object] = {"viral_video_reached_other_user": reached}
     return Scene(f"{len(fans[:_FANS])} users like {video_id}", outcome, took_ms, facts)
+
+
+def upload_a_clip(client: keek.Client, clip: Path, video_id: str) -> Scene:
+    """Uploads a file, waits until it is recommendable, and finds it by a picture of it."""
+    started = time.perf_counter()
+    video = client.upload_video(clip, keek.Video(video_id=video_id, title="A disc", tags=["demo"]))
+    acknowledged_s = time.perf_counter() - started
+    _wait_until_recommendable(client, video_id)
+    took_s = time.perf_counter() - started
+    found = client.search_videos("a bright disc on blue", page_size=5)
+    similar = client.list_similar_videos(video_id, page_size=1)
+    reason = " (by an untrained CLIP: it means nothing)" if found.clip_untrained else ""
+    place = next((i for i, hit in enumerate(found.videos, 1) if hit.video_id == video_id), 0)
+    outcome = (
+        f"{video.width}x{video.height}, {video.duration_s:.1f} s; durable after {acknowledged_s:.2f} s, "
+        f"recommendable after {took_s:.2f} s; number {place} for a text{reason}"
+    )
+    facts: dict[str, object] = {
+        "upload_acknowledged_s": round(acknowledged_s, 3),
+        "upload_recommendable_s": round(took_s, 3),
+        "upload_recommendable": bool(similar.videos),
+        "clip_model": found.clip_model,
+        "clip_untrained": found.clip_untrained,
+    }
+    return Scene(f"upload {clip.name}", outcome, took_s * 1000, facts)
+
+
+def _wait_until_recommendable(client: keek.Client, video_id: str) -> None:
+    """Until the release has a vector of it."""
+    for _ in client.watch_video(video_id, timeout_s=_READY_S):
+        pass
+    deadline = time.monotonic() + _READY_S
+    while True:
+        try:
+            client.list_similar_videos(video_id, page_size=1)
+        except keek.NotFoundError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_POLL_S)
+        else:
+            return
 
 
 def time_feeds(client: keek.Client, users: list[str]) -> Scene:

@@ -17,38 +17,44 @@ from keek_server.clock import now_us
 from keek_server.errors import SetupError
 from keek_server.releases.manifest import Manifest
 from keek_server.releases.registry import ReleaseRegistry
-from keek_server.releases.release import INDEX_FILE, Corpus
-from keek_server.retrieval.build import build_index
+from keek_server.releases.release import clip_is_read
 from keek_server.settings import Settings
 from keek_server.storage.database import Database, open_database
 from keek_server.towers.client import TowerClient, open_towers
-from keek_server.towers.contract import DIMENSION, USER_TOWER, VIDEO_TOWER
-from keek_training.publishing.corpus import Catalogue, embed, read_catalogue
-from keek_training.publishing.queries import sample_user_vectors
-from keek_training.publishing.repository import (
-    load_version,
-    next_version,
-    prune_versions,
-    publish_folder,
-    write_version,
-)
+from keek_server.towers.contract import DIMENSION
+from keek_training.publishing.catalogue import Catalogue, read_catalogue
+from keek_training.publishing.clip import ClipSource, choose_clip
+from keek_training.publishing.embedding import embed
+from keek_training.publishing.indexes import build_corpus, build_indexes
+from keek_training.publishing.kept import active_release, kept_releases
+from keek_training.publishing.models import publish_models
+from keek_training.publishing.repository import next_version, publish_folder
+from keek_training.publishing.users import embed_users
 from keek_training.runs import Run
 
 logger = logging.getLogger(__name__)
 
 
-async def publish(run: Run, settings: Settings) -> Manifest:
+async def publish(run: Run, settings: Settings, *, clip: str | None = None) -> Manifest:
     """Publishes an exported run and activates it.
 
+    Args:
+        run: The run.
+        settings: Where everything is.
+        clip: Name of the exported CLIP that the release gets; see `choose_clip`.
+
     Raises:
-        SetupError: When the run is not exported, the catalogue is empty, or Triton refuses a model.
+        SetupError: When the run or the CLIP is not exported, the catalogue is empty, or Triton
+            refuses a model.
         UnavailableError: When Triton or the database fails on the way.
     """
     async with open_database(settings) as database, open_towers(settings) as towers:
-        catalogue = await read_catalogue(database)
+        chosen = choose_clip(clip, await active_release(database), settings)
+        own = chosen.record.clip_model if chosen else ""
+        catalogue = await read_catalogue(database, lambda clip_model: clip_is_read(clip_model, own))
         if not catalogue.video_ids:
             raise SetupError("the catalogue is empty: import videos first")
-        release = await _build(run, catalogue, towers, database, settings)
+        release = await _build(run, chosen, catalogue, towers, database, settings)
         registry = ReleaseRegistry(database)
         await registry.register(release)
         await registry.activate(release.release_id, f"published from run {run.name}")
@@ -57,39 +63,43 @@ async def publish(run: Run, settings: Settings) -> Manifest:
 
 
 async def _build(
-    run: Run, catalogue: Catalogue, towers: TowerClient, database: Database, settings: Settings
+    run: Run,
+    clip: ClipSource | None,
+    catalogue: Catalogue,
+    towers: TowerClient,
+    database: Database,
+    settings: Settings,
 ) -> Manifest:
     export = run.read_export()
     history_length = int(export["history_length"])
     version = next_version(settings.model_repository)
-    user_tower = write_version(settings.model_repository, USER_TOWER, version, run.user_tower)
-    video_tower = write_version(settings.model_repository, VIDEO_TOWER, version, run.video_tower)
-    prune_versions(settings.model_repository)
-    await load_version(settings, version)
+    models = await publish_models(run, clip, version, await kept_releases(database), settings)
 
     vectors = await embed(towers, version, catalogue)
-    corpus = Corpus.build(catalogue.video_ids, catalogue.owner_ids, vectors, catalogue.counts)
-    queries = await sample_user_vectors(database, towers, version, corpus, history_length)
-    index, report = await asyncio.to_thread(
-        build_index,
-        vectors,
-        queries,
-        exact_below=settings.index_exact_below,
-        recall_target=settings.index_recall_target,
+    corpus = build_corpus(catalogue, vectors)
+    user_ids, users = await embed_users(
+        database, towers, version, corpus, history_length=history_length, limit=settings.audience_limit
     )
+    indexes = await asyncio.to_thread(build_indexes, catalogue, corpus, user_ids, users, settings)
 
     release_id = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{version}"
     with _aside(settings.release_dir, release_id) as folder:
         corpus.save(folder)
-        index.save(folder / INDEX_FILE)
+        indexes.save(folder)
+        if clip is not None:
+            clip.copy_files(folder)
         manifest = Manifest(
             release_id=release_id,
             create_time_us=now_us(),
-            user_tower=user_tower,
-            video_tower=video_tower,
+            user_tower=models.user_tower,
+            video_tower=models.video_tower,
+            clip=models.clip,
             dimension=DIMENSION,
             history_length=history_length,
-            index=report,
+            catalogue_seq=catalogue.seq,
+            index=indexes.videos_report,
+            clip_index=indexes.clip[1] if indexes.clip else None,
+            user_index=indexes.users[1],
             files_sha256=_checksums(folder),
             metrics={"training": run.read_metrics(), "export": export},
         )

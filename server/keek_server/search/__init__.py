@@ -1,0 +1,1 @@
+"""Finding videos by what they show, and people by what they like."""

@@ -1,0 +1,124 @@
+"""Searches of one release: by what videos show, by who likes them, and for people."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from keek_server.errors import NotFoundError, SetupError
+from keek_server.releases.live import LiveRelease, ServingRelease
+from keek_server.releases.release import CLIP
+from keek_server.retrieval.fresh import VECTORS
+from keek_server.retrieval.live import Query
+from keek_server.search.filters import VideoFilter
+from keek_server.towers.clip import Clip
+from keek_server.towers.features import Float32Array
+from keek_server.videos.catalogue import Catalogue
+from keek_server.videos.decoding.decoder import Decoder
+
+LIMIT = 1000
+"""The most that one search finds, over all its pages."""
+
+_SIMILAR_CANDIDATES = 500
+_LEAST_NORM = 1e-12
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search found, and the release that it searched."""
+
+    serving: ServingRelease
+    scores: list[tuple[str, float]]
+    """Ids with their scores, best first."""
+
+
+class Finder:
+    """Answers from the release that is current when a search begins."""
+
+    def __init__(self, live: LiveRelease, catalogue: Catalogue, decoder: Decoder) -> None:
+        self._live = live
+        self._catalogue = catalogue
+        self._decoder = decoder
+
+    async def by_text(self, text: str, filter_: VideoFilter, count: int) -> Found:
+        """The videos that look like a text.
+
+        Raises:
+            SetupError: When the release has no CLIP, as for every search by CLIP.
+            UnavailableError: When Triton does not answer.
+        """
+        serving, clip = self._clip()
+        return await self._look_alikes(serving, await clip.texts.vector(text), filter_, count)
+
+    async def by_image(self, image: bytes, filter_: VideoFilter, count: int) -> Found:
+        """The videos that look like an image file.
+
+        Raises:
+            BadMediaError: When it is none.
+        """
+        serving, clip = self._clip()
+        frame = await self._decoder.decode_image(image, clip.record.frame_shape)
+        return await self._look_alikes(serving, await clip.images.vector(frame[None]), filter_, count)
+
+    async def by_video(self, video_id: str, filter_: VideoFilter, count: int) -> Found:
+        """The videos that look like a video, itself left out.
+
+        Raises:
+            NotFoundError: When the video has no clip vector that this release reads.
+        """
+        serving, _ = self._clip()
+        own = await self._catalogue.clip_vector(video_id)
+        if own is None or not serving.release.reads(own.clip_model):
+            raise NotFoundError(f"no video {video_id!r} with a clip vector")
+        vector = np.frombuffer(own.content, "<f2").astype(np.float32)
+        found = await self._look_alikes(serving, vector, filter_, count + 1)
+        return Found(serving, [hit for hit in found.scores if hit[0] != video_id][:count])
+
+    async def similar(self, video_id: str, filter_: VideoFilter, count: int) -> Found:
+        """The videos that the same people like, by the cosine of the video tower's vectors.
+
+        Those with the largest dot products are compared: what few people like has a short vector, and the
+        index does not find it.
+        """
+        serving = self._live.serving()
+        vector = _vector_of(serving, video_id)
+        videos = serving.fresh.index
+        k = max(count + 1, _SIMILAR_CANDIDATES)
+        hits = await serving.side_searcher.search(Query(vector, k, filter_.mask if filter_.is_set else None))
+        ids = [id_ for id_ in hits.found_ids() if id_ != video_id]
+        known, vectors = videos.vectors_of(ids)
+        ids = [id_ for id_, is_known in zip(ids, known, strict=True) if is_known]
+        cosines = _unit(vectors) @ _unit(vector[None])[0]
+        best = np.argsort(-cosines, kind="stable")[:count]
+        return Found(serving, [(ids[place], float(cosines[place])) for place in best])
+
+    async def audience(self, video_id: str, count: int) -> Found:
+        """The users whose vectors have the largest dot product with a video's."""
+        serving = self._live.serving()
+        vector = _vector_of(serving, video_id)
+        hits = await serving.audience_searcher.search(Query(vector, count))
+        return Found(serving, list(zip(hits.found_ids(), hits.scores.tolist(), strict=True)))
+
+    def _clip(self) -> tuple[ServingRelease, Clip]:
+        serving = self._live.serving()
+        if serving.clip is None:
+            raise SetupError(f"release {serving.release.id} has no CLIP")
+        return serving, serving.clip
+
+    async def _look_alikes(
+        self, serving: ServingRelease, vector: Float32Array, filter_: VideoFilter, count: int
+    ) -> Found:
+        query = Query(vector, count, filter_.mask if filter_.is_set else None, CLIP)
+        hits = await serving.side_searcher.search(query)
+        return Found(serving, list(zip(hits.found_ids(), hits.scores.tolist(), strict=True)))
+
+
+def _vector_of(serving: ServingRelease, video_id: str) -> Float32Array:
+    vector = serving.fresh.index.value(video_id, VECTORS)
+    if vector is None:
+        raise NotFoundError(f"no video {video_id!r} in release {serving.release.id}")
+    return vector
+
+
+def _unit(vectors: Float32Array) -> Float32Array:
+    unit: Float32Array = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), _LEAST_NORM)
+    return unit

@@ -1,0 +1,82 @@
+"""The changes of the catalogue, in an order that every server reads alike."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import sqlalchemy as sa
+
+from keek_server.storage.database import Database
+from keek_server.storage.tables import catalogue_clock, clip_vectors, videos
+from keek_server.videos.video import ClipVector, VideoState
+
+
+class Change(NamedTuple):
+    """A video as it is since its latest change."""
+
+    seq: int
+    video_id: str
+    owner_id: str
+    tags: tuple[str, ...]
+    duration_s: float
+    create_time_us: int
+    state: VideoState
+    clip: ClipVector | None
+
+
+def advance_clock(connection: sa.Connection, count: int) -> int:
+    """Takes `count` numbers for changes, and holds the clock until the transaction ends.
+
+    Must come before any row of the catalogue is locked, so that no two transactions wait for each
+    other in a circle.
+
+    Returns:
+        The first of the numbers.
+    """
+    step = catalogue_clock.update().values(seq=catalogue_clock.c.seq + count)
+    last: int = connection.execute(step.returning(catalogue_clock.c.seq)).scalar_one()
+    return last - count + 1
+
+
+class ChangeFeed:
+    """Reads changes. Of a video that changed several times, only the latest is seen."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def last(self) -> int:
+        """The number of the latest change."""
+        async with self._database.read() as connection:
+            return int((await connection.execute(sa.select(catalogue_clock.c.seq))).scalar_one())
+
+    async def read(self, after_seq: int, limit: int) -> Sequence[Change]:
+        """The next changes behind `after_seq`, oldest first; clip vectors included.
+
+        Raises:
+            UnavailableError: When the database is down or late.
+        """
+        query = _CHANGES.where(videos.c.change_seq > after_seq).order_by(videos.c.change_seq).limit(limit)
+        async with self._database.read() as connection:
+            rows = (await connection.execute(query)).all()
+        return [
+            Change(
+                *row[:3], tuple(row.tags), *row[4:6], VideoState(row.state), _clip(row.clip_model, row.vector)
+            )
+            for row in rows
+        ]
+
+
+def _clip(clip_model: str | None, content: bytes | None) -> ClipVector | None:
+    return None if clip_model is None or content is None else ClipVector(clip_model, content)
+
+
+_CHANGES = sa.select(
+    videos.c.change_seq,
+    videos.c.video_id,
+    videos.c.owner_id,
+    videos.c.tags,
+    videos.c.duration_s,
+    videos.c.create_time_us,
+    videos.c.state,
+    clip_vectors.c.clip_model,
+    clip_vectors.c.vector,
+).select_from(videos.outerjoin(clip_vectors, clip_vectors.c.video_id == videos.c.video_id))

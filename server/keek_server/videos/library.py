@@ -1,0 +1,88 @@
+"""What callers do with videos, beside uploading them."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from keek_server.errors import KeekError
+from keek_server.releases.follower import CatalogueFollower
+from keek_server.settings import Settings
+from keek_server.videos.catalogue import Catalogue
+from keek_server.videos.ingest import Ingest
+from keek_server.videos.media import MediaStore
+from keek_server.videos.requests import is_repeated
+from keek_server.videos.video import ClipVector, Video
+
+_CREATE = "CreateVideo"
+
+
+class Library:
+    """Changes the catalogue, the stored files and the live indexes together."""
+
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        media: MediaStore,
+        ingest: Ingest,
+        follower: CatalogueFollower,
+        settings: Settings,
+    ) -> None:
+        self._catalogue = catalogue
+        self._media = media
+        self._ingest = ingest
+        self._follower = follower
+        self._max_bytes = settings.video_max_bytes
+
+    async def add(self, videos: Sequence[Video], vectors: Mapping[str, ClipVector]) -> int:
+        """See `Catalogue.put`."""
+        created = await self._catalogue.put(videos, vectors)
+        self._follower.notify()
+        return created
+
+    async def create(self, video: Video, source_url: str, request_id: str) -> Video:
+        """A video whose file stays where it lies; a repeated request gives it as it is.
+
+        Raises:
+            InvalidArgumentError: When the source lies under no allowed prefix.
+            NotFoundError: When there is no file.
+            BadMediaError: When it is no video that can be served.
+            AlreadyExistsError: When the video has a file.
+        """
+        source = self._media.check_source(source_url)
+        if await self._catalogue.was_done(request_id, _CREATE, video.video_id):
+            return await self._catalogue.get(video.video_id)
+        await self._catalogue.check_free(video.video_id)
+        key = uuid.uuid4()
+        file = self._media.scratch / key.hex
+
+        def finish(connection: sa.Connection) -> bool:
+            return not is_repeated(connection, request_id, _CREATE, video.video_id)
+
+        try:
+            await self._media.fetch(source, file, max_bytes=self._max_bytes)
+            return await self._ingest.take(video, file, key, finish, original_url=source)
+        finally:
+            file.unlink(missing_ok=True)
+
+    async def update(self, video_id: str, changes: Mapping[str, Any], request_id: str) -> Video:
+        """See `Catalogue.update`."""
+        updated = await self._catalogue.update(video_id, changes, request_id)
+        self._follower.notify()
+        return updated
+
+    async def delete(self, video_id: str, request_id: str) -> None:
+        """Deletes a video: on this server, no feed that begins after this shows it.
+
+        Raises:
+            NotFoundError: When the video is not known.
+        """
+        files = await self._catalogue.delete(video_id, request_id)
+        try:
+            await self._follower.catch_up()
+        except KeekError:
+            # It is deleted; that new videos wait for Triton is no reason to say otherwise.
+            self._follower.notify()
+        for url in files:
+            await self._media.remove(url)

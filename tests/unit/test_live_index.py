@@ -1,0 +1,202 @@
+"""The living index, compared with brute force while videos come, change and go."""
+
+import threading
+from pathlib import Path
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from keek_server.retrieval.build import build_index
+from keek_server.retrieval.fresh import VECTORS, Column, Columns, FreshPart
+from keek_server.retrieval.ids import IdTable
+from keek_server.retrieval.index import FaissIndex, Mask
+from keek_server.retrieval.live import LiveIndex, Query
+
+DIMENSION = 8
+COLUMNS = {VECTORS: Column(np.float32, (DIMENSION,)), "owners": Column(np.uint64)}
+
+Float32Array = npt.NDArray[np.float32]
+
+
+def vectors(count: int, seed: int) -> Float32Array:
+    return np.random.default_rng(seed).normal(size=(count, DIMENSION)).astype(np.float32)
+
+
+def columns(rows: Float32Array, owner: int = 0) -> dict[str, npt.NDArray[np.generic]]:
+    return {VECTORS: rows, "owners": np.full(len(rows), owner, np.uint64)}
+
+
+class Reference:
+    """The same index as a dictionary."""
+
+    def __init__(self, ids: list[str], rows: Float32Array) -> None:
+        self.rows = dict(zip(ids, rows, strict=True))
+
+    def best(self, query: Float32Array, k: int) -> list[str]:
+        return sorted(self.rows, key=lambda id_: -float(self.rows[id_] @ query))[:k]
+
+
+@pytest.fixture(params=["exact", "ivf_flat"])
+def main(request: pytest.FixtureRequest) -> tuple[LiveIndex, Reference]:
+    rows, ids = vectors(500, 1), [f"v{i}" for i in range(500)]
+    index, _ = build_index(
+        rows, vectors(50, 2), exact_below=1000 if request.param == "exact" else 0, recall_target=1.0
+    )
+    live = LiveIndex(
+        {VECTORS: index}, IdTable.build(ids), columns(rows, 1), fresh_columns=COLUMNS, fresh_limit=100_000
+    )
+    return live, Reference(ids, rows)
+
+
+def found(live: LiveIndex, query: Float32Array, k: int) -> list[str]:
+    (hits,) = live.search([Query(query, k)])
+    assert (np.diff(hits.scores) <= 0).all()
+    return hits.found_ids()
+
+
+def test_it_finds_what_brute_force_finds_whatever_came_changed_or_went(
+    main: tuple[LiveIndex, Reference],
+) -> None:
+    live, reference = main
+    rng = np.random.default_rng(3)
+    for step in range(60):
+        ids = [f"v{i}" for i in rng.integers(0, 800, 5)]
+        if step % 3 == 2:
+            live.remove(ids)
+            for id_ in ids:
+                reference.rows.pop(id_, None)
+        else:
+            new = vectors(5, 100 + step)
+            live.put(ids, columns(new))
+            reference.rows.update(zip(ids, new, strict=True))
+        for query in vectors(3, 200 + step):
+            assert found(live, query, 20) == reference.best(query, 20)
+
+
+def test_queries_that_share_a_batch_get_what_each_gets_alone(main: tuple[LiveIndex, Reference]) -> None:
+    live, _ = main
+    live.put(["new"], columns(vectors(1, 9), 7))
+    queries = [
+        Query(query, k, allowed)
+        for query, k, allowed in zip(
+            vectors(4, 5), (3, 9, 5, 1), (None, lambda own: own["owners"] == 7, None, None), strict=True
+        )
+    ]
+    together = live.search(queries)
+    assert [hits.found_ids() for hits in together] == [
+        live.search([query])[0].found_ids() for query in queries
+    ]
+    assert together[1].found_ids() == ["new"]
+    assert len(together[0]) == 3
+
+
+def test_a_filter_holds_for_the_main_and_the_fresh_part(main: tuple[LiveIndex, Reference]) -> None:
+    live, _ = main
+    live.put(["a", "b"], columns(vectors(2, 9), 7))
+    query = vectors(1, 4)[0]
+    (fresh,) = live.search([Query(query, 10, lambda own: own["owners"] == 7)])
+    assert sorted(fresh.found_ids()) == ["a", "b"]
+    assert fresh.values(np.asarray(live.columns["owners"]), "owners") == [7, 7]
+    (main_part,) = live.search([Query(query, 100, lambda own: own["owners"] == 1)])
+    assert main_part.values(np.asarray(live.columns["owners"]), "owners") == [1] * 100
+
+
+def test_a_filter_that_few_videos_meet_finds_them_all(main: tuple[LiveIndex, Reference]) -> None:
+    live, reference = main
+    few = {f"v{i}" for i in (3, 77, 140, 392, 499)}
+    chosen = np.array([f"v{i}" in few for i in range(500)])
+
+    def allowed(own: Columns) -> Mask:
+        return chosen if len(own["owners"]) == 500 else np.zeros(len(own["owners"]), np.bool_)
+
+    for query in vectors(5, 4):
+        (hits,) = live.search([Query(query, 10, allowed)])
+        assert hits.found_ids() == [id_ for id_ in reference.best(query, 500) if id_ in few]
+
+
+def test_a_row_without_a_vector_is_never_found() -> None:
+    part = FreshPart(COLUMNS, limit=100)
+    part.put(["seen", "unseen"], columns(np.array([[1.0] * 8, [np.nan] * 8], np.float32)))
+    hits = part.search(np.ones((1, 8), np.float32), 10)
+    finite = np.isfinite(hits.scores[0])
+    assert [hits.id_of(row) for row in hits.rows[0][finite]] == ["seen"]
+
+
+def test_vectors_of_removed_videos_are_still_known_to_histories(main: tuple[LiveIndex, Reference]) -> None:
+    live, reference = main
+    live.remove(["v3"])
+    live.put(["new"], columns(vectors(1, 9)))
+    known, rows = live.vectors_of(["v3", "nobody", "new", "v4"])
+    assert known.tolist() == [True, False, True, True]
+    np.testing.assert_array_equal(rows, [reference.rows["v3"], vectors(1, 9)[0], reference.rows["v4"]])
+    assert live.value("v3", VECTORS) is None
+    assert live.value("nobody", VECTORS) is None
+
+
+def test_of_more_than_the_limit_the_newest_stay() -> None:
+    part = FreshPart(COLUMNS, limit=5000)
+    rows = vectors(30_000, 1)
+    rows[-1] *= 100
+    for start in range(0, len(rows), 1000):
+        part.put([f"v{i}" for i in range(start, start + 1000)], columns(rows[start : start + 1000]))
+    assert 5000 <= len(part) < 15_000
+    assert "v29999" in part
+    assert "v0" not in part
+    hits = part.search(rows[-1:], 3)
+    best = hits.rows[0][np.argmax(hits.scores[0])]
+    assert hits.id_of(best) == "v29999"
+
+
+def test_hits_stay_readable_when_their_rows_have_gone() -> None:
+    part = FreshPart(COLUMNS, limit=100)
+    part.put(["old"], columns(vectors(1, 1)))
+    hits = part.search(vectors(1, 1), 1)
+    for start in range(0, 20_000, 1000):
+        part.put([f"v{start + i}" for i in range(1000)], columns(vectors(1000, 2)))
+    assert "old" not in part
+    assert hits.id_of(int(hits.rows[0][0])) == "old"
+
+
+def test_searches_in_another_thread_see_whole_rows_while_rows_come() -> None:
+    """Every row's vector is its number: a torn row would score what no row scores."""
+    part = FreshPart(COLUMNS, limit=100_000)
+    failures: list[object] = []
+    done = threading.Event()
+
+    def search() -> None:
+        query = np.eye(1, DIMENSION, dtype=np.float32)
+        while not done.is_set():
+            hits = part.search(query, 50)
+            for score, row in zip(hits.scores[0], hits.rows[0], strict=True):
+                if np.isfinite(score) and hits.id_of(int(row)) != f"v{int(score)}":
+                    failures.append((score, row))
+
+    thread = threading.Thread(target=search)
+    thread.start()
+    for number in range(1, 6000):
+        row = np.zeros((1, DIMENSION), np.float32)
+        row[0, 0] = number
+        part.put([f"v{number}"], columns(row))
+    done.set()
+    thread.join()
+    assert not failures
+
+
+def test_an_index_of_another_column_is_searched_by_that_column(tmp_path: Path) -> None:
+    wide = np.random.default_rng(1).normal(size=(20, 16)).astype(np.float32)
+    flat = faiss.IndexFlatIP(16)
+    flat.add(wide)
+    rows, ids = vectors(20, 1), [f"v{i}" for i in range(20)]
+    index, _ = build_index(rows, rows, exact_below=100, recall_target=1.0)
+    live = LiveIndex(
+        {VECTORS: index, "clip": FaissIndex(flat, 0)},
+        IdTable.build(ids),
+        columns(rows),
+        fresh_columns={**COLUMNS, "clip": Column(np.float16, (16,))},
+        fresh_limit=100,
+    )
+    live.put(["new"], {**columns(vectors(1, 5)), "clip": 100 * wide[:1]})
+    (hits,) = live.search([Query(wide[0], 2, by="clip")])
+    assert hits.found_ids() == ["new", "v0"]

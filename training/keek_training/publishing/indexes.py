@@ -1,0 +1,86 @@
+"""The indexes of a release: videos by the video tower and by CLIP, and users."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from keek_server.errors import SetupError
+from keek_server.releases.release import CLIP_INDEX_FILE, INDEX_FILE, Audience, Corpus
+from keek_server.retrieval.build import build_index
+from keek_server.retrieval.clip_index import build_clip_index
+from keek_server.retrieval.fresh import VECTORS, Columns
+from keek_server.retrieval.ids import IdTable, hash_all
+from keek_server.retrieval.index import FaissIndex, IndexReport, Vectors
+from keek_server.settings import Settings
+from keek_server.towers.features import MAX_TAGS, pad_tags
+from keek_training.publishing.catalogue import Catalogue
+
+_RECALL_QUERIES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Indexes:
+    """All indexes of a release, with how each was built."""
+
+    videos: FaissIndex
+    videos_report: IndexReport
+    clip: tuple[FaissIndex, IndexReport] | None
+    """None when no video has a clip vector."""
+    users: tuple[Audience, IndexReport]
+
+    def save(self, folder: Path) -> None:
+        """Writes their files into a release's folder."""
+        self.videos.save(folder / INDEX_FILE)
+        if self.clip is not None:
+            self.clip[0].save(folder / CLIP_INDEX_FILE)
+        self.users[0].save(folder)
+
+
+def build_corpus(catalogue: Catalogue, vectors: Vectors) -> Corpus:
+    """The corpus of a catalogue of n videos, with their vectors, float32 [n, DIMENSION]."""
+    tags = pad_tags(catalogue.tags)
+    columns: Columns = {
+        VECTORS: vectors,
+        "owners": hash_all(catalogue.owner_ids),
+        "durations_s": np.array(catalogue.durations_s, np.float32),
+        "create_times_us": np.array(catalogue.create_times_us, np.int64),
+        "tags": np.pad(tags, ((0, 0), (0, MAX_TAGS - tags.shape[1]))),
+    }
+    return Corpus.build(catalogue.video_ids, columns, catalogue.counts)
+
+
+def build_indexes(
+    catalogue: Catalogue, corpus: Corpus, user_ids: list[str], users: Vectors, settings: Settings
+) -> Indexes:
+    """Builds them, with all cores.
+
+    Args:
+        catalogue: n videos.
+        corpus: Of the same videos.
+        user_ids: m users, the latest first.
+        users: float32 [m, DIMENSION].
+        settings: How indexes are built.
+
+    Raises:
+        SetupError: When there is no user to measure the recall with.
+    """
+    if not user_ids:
+        raise SetupError("no interactions with videos of the catalogue: import interactions first")
+    build = partial(
+        build_index, exact_below=settings.index_exact_below, recall_target=settings.index_recall_target
+    )
+    index, report = build(corpus.vectors, users[:_RECALL_QUERIES])
+    clip = None
+    if catalogue.has_clip.any():
+        clip = build_clip_index(
+            catalogue.clip_vectors,
+            catalogue.has_clip,
+            exact_below=settings.index_exact_below,
+            recall_target=settings.index_recall_target,
+        )
+    # Videos ask for users: a sample of their vectors is what recall is measured with.
+    sample = np.random.default_rng(0).integers(0, len(corpus.vectors), _RECALL_QUERIES)
+    user_index, user_report = build(users, np.asarray(corpus.vectors[sample]))
+    return Indexes(index, report, clip, (Audience(IdTable.build(user_ids), user_index), user_report))

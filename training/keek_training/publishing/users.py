@@ -1,0 +1,103 @@
+"""The users of a release: the vectors of those who were active last."""
+
+from itertools import groupby, islice
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from tqdm import tqdm
+
+from keek_server.clock import now_us
+from keek_server.feed.history import history_inputs
+from keek_server.interactions.kinds import KINDS
+from keek_server.interactions.projection import HistoryEntry
+from keek_server.releases.release import Corpus
+from keek_server.retrieval.index import Vectors
+from keek_server.storage.database import Database
+from keek_server.storage.tables import interactions
+from keek_server.towers.client import TowerClient
+from keek_server.towers.contract import DIMENSION, USER_TOWER
+from keek_server.towers.users import UserInputs, user_batch
+
+_BATCH = USER_TOWER.max_batch_size
+_DEADLINE_S = 60.0
+
+
+async def embed_users(
+    database: Database,
+    towers: TowerClient,
+    version: int,
+    corpus: Corpus,
+    *,
+    history_length: int,
+    limit: int,
+) -> tuple[list[str], Vectors]:
+    """The users who interacted last, with their vectors as the server would ask for them.
+
+    Users without an interaction with any video of the corpus are left out.
+
+    Args:
+        database: Its log is read.
+        towers: Asked for the vectors.
+        version: Of the user tower.
+        corpus: Gives the videos' vectors.
+        history_length: Interactions that the user tower reads.
+        limit: The most users.
+
+    Returns:
+        n ids, the latest first, and float32 [n, DIMENSION].
+    """
+    user_ids: list[str] = []
+    vectors = [np.empty((0, DIMENSION), np.float32)]
+    now = now_us()
+    active = iter(await _active_users(database, limit))
+    with tqdm(unit="user", desc="embedding the users", disable=None) as progress:
+        while batch := list(islice(active, _BATCH)):
+            users = await _inputs(database, corpus, batch, history_length, now)
+            if users:
+                features = user_batch(users)
+                vectors.append(await towers.vectors(USER_TOWER, version, features, deadline_s=_DEADLINE_S))
+                user_ids += [user.user_id for user in users]
+            progress.update(len(batch))
+    return user_ids, np.concatenate(vectors)
+
+
+async def _inputs(
+    database: Database, corpus: Corpus, user_ids: list[str], history_length: int, now: int
+) -> list[UserInputs]:
+    histories = await _histories(database, user_ids, history_length)
+    inputs = (
+        history_inputs(corpus, user_id, histories[user_id], now)
+        for user_id in user_ids
+        if user_id in histories
+    )
+    return [user for user in inputs if len(user.kinds)]
+
+
+async def _histories(database: Database, user_ids: list[str], length: int) -> dict[str, list[HistoryEntry]]:
+    """Each user's latest interactions, newest last."""
+    c = interactions.c
+    number = sa.func.row_number().over(partition_by=c.user_id, order_by=c.seq.desc()).label("number")
+    ranked = (
+        sa.select(c.user_id, c.video_id, c.kind, c.event_time_us, c.seq, number)
+        .where(c.user_id.in_(user_ids))
+        .subquery()
+    )
+    query = sa.select(ranked).where(ranked.c.number <= length).order_by(ranked.c.user_id, ranked.c.seq)
+    async with database.engine.connect() as connection:
+        rows: list[Any] = list((await connection.execute(query)).all())
+    return {
+        user_id: [HistoryEntry(row.video_id, KINDS[row.kind], row.event_time_us) for row in own]
+        for user_id, own in groupby(rows, itemgetter(0))
+    }
+
+
+async def _active_users(database: Database, limit: int) -> list[str]:
+    last = sa.func.max(interactions.c.seq)
+    query = (
+        sa.select(interactions.c.user_id).group_by(interactions.c.user_id).order_by(last.desc()).limit(limit)
+    )
+    # The whole log may take longer than one request's transaction is allowed to.
+    async with database.engine.connect() as connection:
+        return list((await connection.execute(query)).scalars())
