@@ -1,8 +1,7 @@
 """Broken and hostile files among good ones: each is refused for the right reason, and nobody else notices.
 
-The files are made by another process, so that the memory of this one, which does what the server
-does, tells what they cost it. Meanwhile good clips are taken apart over and over; the result must be
-the same as before.
+All are uploaded to a real server, whose memory tells what they cost it. Meanwhile good clips are uploaded
+over and over; what the server makes of them must be the same as before.
 """
 
 import argparse
@@ -13,27 +12,29 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
+import keek
+import keek.aio
+from benchmarks.arena import open_arena
 from benchmarks.clips import any_clip, write_clip
 from benchmarks.hostile_files import HostileFile, hostile_files
+from benchmarks.server_process import ServerProcess
 from benchmarks.servers import report
-from keek_server.errors import BadMediaError, KeekError
-from keek_server.settings import Settings
-from keek_server.videos.decoding.decoder import Decoder, open_decoder
-from keek_server.videos.decoding.types import FrameShape
+from keek_server.embedded import procfs
 
-_SHAPE = FrameShape(224)
-_FRAMES = 8
 _GOOD_CLIPS = 4
 _OTHERS = 2
 _PAUSE_S = 0.1
+_GONE_S = 2.0
+"""In which children end that nothing needs any more, or whose server was killed."""
+_MAX_RSS_GROWTH = 64 * 2**20
+_CHILD = b"keek_server.videos.decoding.child"
 
 
 def main() -> None:
@@ -61,12 +62,16 @@ class Outcome:
     other_uploads_failed: int = 0
     other_uploads_slowest_s: float = 0.0
     children_left: int = 0
+    """Beyond those that are kept ready while the server runs, and all when it has ended."""
+    server_restarts: int = 0
     seconds: float = 0.0
 
     @property
     def passed(self) -> bool:
         """Whether all is as it should be."""
-        return not (self.wrong or self.other_uploads_failed or self.children_left)
+        went_wrong = self.wrong or self.other_uploads_failed or self.children_left or self.server_restarts
+        tried = self.tried > 0 and self.other_uploads > 0
+        return tried and not went_wrong and self.parent_rss_growth <= _MAX_RSS_GROWTH
 
     def as_dict(self) -> dict[str, object]:
         """For the report."""
@@ -79,31 +84,28 @@ class Outcome:
             "other_uploads_failed": self.other_uploads_failed,
             "other_uploads_slowest_s": round(self.other_uploads_slowest_s, 2),
             "children_left": self.children_left,
+            "server_restarts": self.server_restarts,
             "wrong": self.wrong,
             "seconds": round(self.seconds, 1),
         }
 
 
 class Sender:
-    """How a file reaches what is tested: the one place that knows."""
+    """Uploads files to the server under test."""
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
+    def __init__(self, client: keek.aio.Client) -> None:
+        self._client = client
 
     async def upload(self, path: Path) -> bytes:
-        """Something that tells one result from another.
+        """What the server made of a file: its measures, and its poster.
 
         Raises:
-            BadMediaError: The file was refused.
+            keek.InvalidArgumentError: It was refused.
         """
-        video = await self._decoder.decode_video(path, _SHAPE, _FRAMES)
-        return video.frames.tobytes() + video.poster_jpeg
-
-
-@asynccontextmanager
-async def _open_sender(folder: Path) -> AsyncIterator[Sender]:
-    async with open_decoder(Settings(data_dir=folder)) as decoder:
-        yield Sender(decoder)
+        video = await self._client.upload_video(path)
+        poster = Path(video.poster_url.removeprefix("file://"))
+        measures = f"{video.duration_s} {video.width} {video.height} "
+        return measures.encode() + await asyncio.to_thread(poster.read_bytes)
 
 
 async def _run(files: list[HostileFile]) -> Outcome:
@@ -111,35 +113,45 @@ async def _run(files: list[HostileFile]) -> Outcome:
     with tempfile.TemporaryDirectory(prefix="keek-bad-videos-") as name:
         folder = Path(name)
         await asyncio.to_thread(_make, folder, [file.name for file in files])
-        started = time.monotonic()
-        async with _open_sender(folder) as sender:
-            await _send(sender, folder, files, outcome)
-        outcome.seconds = time.monotonic() - started
-    outcome.children_left = _children()
+        async with open_arena("sqlite", server_count=1) as arena:
+            (server,) = arena.servers
+            started, pid = time.monotonic(), server.pid
+            await _send(server, folder, files, outcome)
+            outcome.seconds = time.monotonic() - started
+            outcome.server_restarts = int(server.pid != pid)
+            await asyncio.sleep(_GONE_S)
+            spares = arena.settings.decode_workers
+            outcome.children_left = max(0, len(decoding_children(pid)) - spares)
+        await asyncio.sleep(_GONE_S)
+        outcome.children_left += len(decoding_children(pid))
     return outcome
 
 
-async def _send(sender: Sender, folder: Path, files: list[HostileFile], outcome: Outcome) -> None:
-    good = {path: await sender.upload(path) for path in sorted((folder / "good").iterdir())}
-    before = _rss_bytes()
-    others = [asyncio.create_task(_send_good(sender, good, i, outcome)) for i in range(_OTHERS)]
-    for file in tqdm(files, file=sys.stderr):
-        await _send_bad(sender, folder / file.name, file, outcome)
-    for task in others:
-        task.cancel()
-    await asyncio.wait(others)
-    outcome.parent_rss_growth = _rss_bytes() - before
+async def _send(server: ServerProcess, folder: Path, files: list[HostileFile], outcome: Outcome) -> None:
+    async with (
+        keek.aio.Client(server.address) as client,
+        # Without retries: an upload that fails because of another one has failed.
+        keek.aio.Client(server.address, retry=None) as strict,
+    ):
+        sender = Sender(strict)
+        good = {path: await sender.upload(path) for path in sorted((folder / "good").iterdir())}
+        before = _rss_bytes(server.pid)
+        others = [asyncio.create_task(_send_good(sender, good, i, outcome)) for i in range(_OTHERS)]
+        for file in tqdm(files, file=sys.stderr):
+            await _send_bad(Sender(client), folder / file.name, file, outcome)
+        await cancel_all(others)
+        outcome.parent_rss_growth = _rss_bytes(server.pid) - before
 
 
 async def _send_bad(sender: Sender, path: Path, file: HostileFile, outcome: Outcome) -> None:
     outcome.tried += 1
     try:
         await sender.upload(path)
-    except BadMediaError as error:
+    except keek.InvalidArgumentError as error:
         outcome.refused += 1
         if error.reason not in file.reasons:
             outcome.wrong[file.name] = f"{error.reason}: {error}"
-    except KeekError as error:
+    except keek.KeekError as error:
         outcome.wrong[file.name] = repr(error)
     else:
         outcome.wrong[file.name] = "accepted"
@@ -153,12 +165,40 @@ async def _send_good(sender: Sender, good: dict[Path, bytes], first: int, outcom
         started = time.monotonic()
         try:
             same = await sender.upload(path) == good[path]
-        except KeekError:
+        except keek.KeekError:
             same = False
         outcome.other_uploads += 1
         outcome.other_uploads_failed += not same
         outcome.other_uploads_slowest_s = max(outcome.other_uploads_slowest_s, time.monotonic() - started)
         await asyncio.sleep(_PAUSE_S)
+
+
+async def cancel_all(tasks: list[asyncio.Task[None]]) -> None:
+    """Ends tasks that would never end.
+
+    Raises:
+        BaseExceptionGroup: What some of them ended with before.
+    """
+    for task in tasks:
+        task.cancel()
+    ends = await asyncio.gather(*tasks, return_exceptions=True)
+    errors = [end for end in ends if end is not None and not isinstance(end, asyncio.CancelledError)]
+    if errors:
+        raise BaseExceptionGroup("uploads of good files ended", errors)
+
+
+def decoding_children(server: int) -> list[int]:
+    """Living decoding processes that a server has started, whoever their parent is by now."""
+    pids = (int(entry.name) for entry in procfs.PROC.iterdir() if entry.name.isdigit())
+    return [pid for pid in pids if _is_decoding_for(pid, str(server).encode())]
+
+
+def _is_decoding_for(pid: int, server: bytes) -> bool:
+    """A dead process that waits to be noticed has no command line."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        arguments = (procfs.PROC / str(pid) / "cmdline").read_bytes().split(b"\0")
+        return _CHILD in arguments and server in arguments
+    return False
 
 
 def _make(folder: Path, names: list[str]) -> None:
@@ -177,22 +217,9 @@ def _write_all(folder: Path, names: list[str]) -> None:
         write_clip(any_clip(seed), good, f"good-{seed}")
 
 
-def _rss_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text("ascii").split()[1])
+def _rss_bytes(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text("ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def _children() -> int:
-    """Decoding processes that this one has left behind."""
-    count = 0
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parent = int(status.read_text("ascii", "replace").rpartition(")")[2].split()[1])
-            command = status.with_name("cmdline").read_bytes()
-        except (OSError, ValueError):
-            continue  # it has just ended
-        count += parent == os.getpid() and (b"decoding.child" in command or not command)
-    return count
 
 
 if __name__ == "__main__":

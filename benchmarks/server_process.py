@@ -40,6 +40,12 @@ class ServerProcess:
         self._log = logs / f"{name}.log"
         self._process: asyncio.subprocess.Process | None = None
 
+    @property
+    def pid(self) -> int:
+        """Of the process that runs, or that ran last."""
+        assert self._process is not None
+        return self._process.pid
+
     async def run(self) -> None:
         """Keeps it running until cancelled; then nothing of it is left."""
         while True:

@@ -254,6 +254,54 @@ async def test_the_real_clips_are_all_taken(decoder: Decoder) -> None:
         assert np.asarray(Image.open(io.BytesIO(video.poster_jpeg))).std() > 10
 
 
+def _copy(content: bytes, path: Path, *, skip: int = 0, later_s: int = 0) -> Path:
+    """Another file with the same packets, without the first few, or at later times."""
+    with av.open(io.BytesIO(content)) as source, av.open(path, "w") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(source.demux(video=0)):
+            if packet.size and number >= skip:
+                assert packet.pts is not None
+                assert packet.dts is not None
+                packet.pts += int(later_s / packet.time_base)
+                packet.dts += int(later_s / packet.time_base)
+                packet.stream = stream
+                output.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("container", ["ts", "mkv"])
+@pytest.mark.parametrize("codec", ["hevc", "h264"])
+async def test_what_begins_between_keyframes_is_taken_from_the_first_one_on(
+    decoder: Decoder, jumping: Decoder, tmp_path: Path, codec: Any, container: str
+) -> None:
+    clip = Clip(codec=codec, container="mkv", duration_s=4.0, key_interval=20)
+    path = _copy(clip_bytes(clip), tmp_path / f"cut.{container}", skip=7)
+    for one in (decoder, jumping):
+        video = await one.decode_video(path, SHAPE, 8)
+        assert len(video.frames) == 8
+        # The keyframe is the twentieth; thirteen pictures before it cannot be seen.
+        assert min(video.frame_times_s) >= 0.4
+    whole = await decoder.decode_video(write_clip(clip, tmp_path), SHAPE, 64)
+    for frame in video.frames:
+        distances = np.abs(whole.frames.astype(int) - frame).mean(axis=(1, 2, 3))
+        assert distances.min() < 8
+
+
+@pytest.mark.parametrize("later_s", [5, 1000])
+async def test_a_matroska_file_need_not_begin_at_zero(decoder: Decoder, tmp_path: Path, later_s: int) -> None:
+    content = clip_bytes(Clip(codec="vp8", container="webm"))
+    video = await decoder.decode_video(_copy(content, tmp_path / "later.webm", later_s=later_s), SHAPE, 8)
+    assert video.duration_s == pytest.approx(2.0, abs=0.05)
+    assert 0.0 <= min(video.frame_times_s) < max(video.frame_times_s) < 2.0
+
+
+async def test_what_a_camera_appends_does_not_matter(decoder: Decoder, tmp_path: Path) -> None:
+    path = write_clip(Clip(), tmp_path)
+    with path.open("ab") as file:
+        file.write(b"\0\0\x01\x0a\x0e\0\0\0Image_UTC_Data1234567890123SEFH")
+    assert len((await decoder.decode_video(path, SHAPE, 8)).frames) == 8
+
+
 # -- images ---------------------------------------------------------------------------------------
 
 

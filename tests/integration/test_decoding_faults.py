@@ -1,6 +1,7 @@
 """What happens to a child process concerns the call that it works for, and no other."""
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -14,8 +15,10 @@ import pytest
 from benchmarks.clips import Clip, any_clip, write_clip
 from benchmarks.hostile_files import hostile_files
 
+from keek_server.embedded import procfs
 from keek_server.errors import BadMediaError, KeekError, MediaProblem, OverloadedError, UnavailableError
 from keek_server.settings import Settings
+from keek_server.videos.decoding import worker
 from keek_server.videos.decoding.decoder import Decoder, open_decoder
 from keek_server.videos.decoding.types import FrameShape
 
@@ -65,18 +68,114 @@ def _imported(pid: int) -> bool:
     return "libavcodec" in maps and state == "S"
 
 
-async def test_a_child_that_hangs_is_killed_at_its_deadline(tmp_path: Path, clip: Path) -> None:
+async def test_a_child_that_gets_no_processor_is_killed_and_no_fault_of_the_file(
+    tmp_path: Path, clip: Path
+) -> None:
     settings = Settings(data_dir=tmp_path, decode_workers=1, decode_timeout_s=2.0)
     async with open_decoder(settings) as decoder:
         await decoder.decode_video(clip, SHAPE, 1)
         pid = await _stop_spare(decoder)
         started = time.monotonic()
-        with pytest.raises(BadMediaError, match="more than 2 s") as refused:
+        with pytest.raises(UnavailableError, match="too busy"):
             await decoder.decode_video(clip, SHAPE, 8)
-        assert refused.value.reason is MediaProblem.DECODE_BOMB
         assert 1.9 < time.monotonic() - started < 10.0
         await _until(lambda: not _exists(pid))
         await decoder.decode_video(clip, SHAPE, 8)
+
+
+_STAND_IN = """
+import os, resource, signal, socket, sys, time
+channel = socket.socket(fileno=0)
+channel.sendall(b"r")
+channel.recv(1 << 16)
+"""
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes the first child of a decoder one that does something else with its job."""
+    usual = worker._command
+
+    def install(program: str) -> None:
+        commands = iter([[sys.executable, "-I", "-c", _STAND_IN + program]])
+        monkeypatch.setattr(worker, "_command", lambda: next(commands, usual()))
+
+    return install
+
+
+async def test_a_child_that_hangs_up_and_goes_on_is_killed_and_its_place_is_free_again(
+    tmp_path: Path, clip: Path, stand_in: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keek_server.videos.decoding.decoder._EXIT_TIMEOUT_S", 0.5)
+    stand_in("channel.close()\ntime.sleep(3600)")
+    async with open_decoder(Settings(data_dir=tmp_path, decode_workers=1)) as decoder:
+        (pid,) = decoder.children
+        async with asyncio.timeout(20.0):
+            with pytest.raises(BadMediaError) as refused:
+                await decoder.decode_video(clip, SHAPE, 8)
+            assert refused.value.reason is MediaProblem.CORRUPT
+            await _until(lambda: not _exists(pid))
+            await decoder.decode_video(clip, SHAPE, 8)
+
+
+async def test_a_child_that_ignores_the_end_of_its_processor_time_has_a_bomb(
+    tmp_path: Path, clip: Path, stand_in: Callable[[str], None]
+) -> None:
+    stand_in("""
+signal.signal(signal.SIGXCPU, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_CPU, (1, 2))
+while True:
+    pass
+""")
+    async with open_decoder(Settings(data_dir=tmp_path, decode_workers=1, decode_cpu_s=1)) as decoder:
+        with pytest.raises(BadMediaError, match="more than 1 s of processor time") as refused:
+            await decoder.decode_video(clip, SHAPE, 8)
+    assert refused.value.reason is MediaProblem.DECODE_BOMB
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "channel.sendall((60_000).to_bytes(4) + bytes(4) + b'[' * 60_000)",
+        "channel.sendall((2).to_bytes(4) + bytes(4) + b'{}')",
+        "channel.sendall(b'\\xff' * 8)",
+        "os.write(2, b'forged\\nline'); sys.exit(3)",
+    ],
+    ids=["nested", "empty", "endless", "end"],
+)
+async def test_what_a_child_makes_up_is_a_refusal_and_stays_within_its_line_of_the_log(
+    tmp_path: Path,
+    clip: Path,
+    stand_in: Callable[[str], None],
+    caplog: pytest.LogCaptureFixture,
+    program: str,
+) -> None:
+    stand_in(program)
+    async with open_decoder(Settings(data_dir=tmp_path, decode_workers=1)) as decoder:
+        with pytest.raises(BadMediaError, match="the decoder fails on it") as refused:
+            await decoder.decode_video(clip, SHAPE, 8)
+    assert refused.value.reason is MediaProblem.CORRUPT
+    assert caplog.records
+    assert all("\n" not in r.getMessage() and not r.exc_info for r in caplog.records)
+
+
+def _fail(*_: object, **__: object) -> None:
+    raise OSError(errno.EAGAIN, "no more of them")
+
+
+@pytest.mark.parametrize("what", ["subprocess.Popen", "os.pidfd_open"])
+async def test_a_spare_child_that_cannot_be_started_is_missed_by_nobody(
+    tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    before = _open_files(), procfs.children(os.getpid())
+    async with open_decoder(Settings(data_dir=tmp_path, decode_workers=1)) as decoder:
+        with monkeypatch.context() as broken:
+            broken.setattr(f"keek_server.videos.decoding.worker.{what}", _fail)
+            assert len((await decoder.decode_video(clip, SHAPE, 8)).frames) == 8
+            with pytest.raises(UnavailableError, match="could be started"):
+                await decoder.decode_video(clip, SHAPE, 8)
+        assert len((await decoder.decode_video(clip, SHAPE, 8)).frames) == 8
+    assert (_open_files(), procfs.children(os.getpid())) == before
 
 
 async def test_a_child_that_is_killed_from_outside_is_no_fault_of_the_file(
@@ -235,3 +334,11 @@ async def test_a_child_that_cannot_start_is_told_as_unavailable(
         with pytest.raises(UnavailableError, match="could be started") as failed:
             await decoder.decode_video(clip, SHAPE, 8)
     assert isinstance(failed.value, KeekError)
+
+
+async def test_an_image_that_cannot_be_handed_over_is_told_as_unavailable(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("keek_server.videos.decoding.source.os.memfd_create", _fail)
+    with pytest.raises(UnavailableError, match="no more of them"):
+        await decoder.decode_image(b"any", SHAPE)

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -130,3 +131,31 @@ def test_an_unknown_machine_is_told_and_limited_all_the_same(monkeypatch: pytest
             print(error.strerror)
     """)
     assert done.stdout == "no table of system calls for vax\nToo many open files\n", done.stderr
+
+
+def test_a_thread_that_cannot_be_restricted_is_told() -> None:
+    """A filter of its own, which no other thread has, keeps the kernel from giving it this one."""
+    done = _run("""
+        import ctypes, struct, threading
+        from keek_server.videos.decoding import seccomp
+        from keek_server.videos.decoding.sandbox import close_sandbox
+
+        filtered, end = threading.Event(), threading.Event()
+
+        def other():
+            code = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000), 8)
+            program = seccomp._Program(1, ctypes.cast(code, ctypes.c_void_p))
+            libc = ctypes.CDLL(None)
+            assert libc.prctl(38, 1, 0, 0, 0) == 0
+            assert libc.prctl(22, ctypes.c_long(2), ctypes.byref(program), 0, 0) == 0
+            filtered.set()
+            end.wait()
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert filtered.wait(10)
+        print(close_sandbox(memory_mb=100, cpu_s=1))
+        end.set()
+        thread.join()
+    """)
+    assert re.fullmatch(r"thread \d+ has a filter of its own\n", done.stdout), done.stdout + done.stderr

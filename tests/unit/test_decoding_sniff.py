@@ -81,3 +81,17 @@ def test_headers_without_end_are_refused() -> None:
     with pytest.raises(BadMediaError) as refused:
         _claims("mp4", content)
     assert refused.value.reason is MediaProblem.CORRUPT
+
+
+@pytest.mark.parametrize(
+    "trailer",
+    [
+        b"\0\0\x01\x0a\x0e\0\0\0Image_UTC_Data",
+        b"user data: recorded by a camera\n" * 3,
+        b"\0\0\1\0gpmd",
+        bytes(1000),
+    ],
+    ids=["tagged", "text", "named", "zeros"],
+)
+def test_what_a_camera_appends_is_no_missing_end(trailer: bytes) -> None:
+    assert not _claims("mp4", _clip("mp4") + trailer).ends_early

@@ -1,5 +1,7 @@
 """Square pictures are those of open_clip's own transform, to the last bit."""
 
+import subprocess
+import sys
 from typing import Any, get_args
 
 import numpy as np
@@ -56,3 +58,39 @@ def test_what_is_too_narrow_gets_black_at_its_sides_when_the_longest_side_counts
     square = _square(Image.new("RGB", (30, 90), "red"), FrameShape(30, "longest"))
     assert square[0, :, 10:20].min() == 255
     assert square[:, :, :10].max() == square[:, :, 20:].max() == 0
+
+
+@pytest.mark.parametrize("interpolation", get_args(Interpolation))
+@pytest.mark.parametrize("size", [(4096, 4), (4, 4096), (1500, 64), (2000, 31)])
+def test_the_middle_of_a_long_strip_is_as_if_all_of_it_were_resized(
+    size: tuple[int, int], interpolation: Interpolation
+) -> None:
+    side = 64
+    image = _picture(size)
+    long = max(size) * side // min(size)
+    filters = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+    whole = image.resize((long, side) if size[0] > size[1] else (side, long), filters[interpolation])
+    left, top = (round((length - side) / 2) for length in whole.size)
+    expected = np.asarray(whole.crop((left, top, left + side, top + side))).transpose(2, 0, 1)
+    ours = _square(image, FrameShape(side, "shortest", interpolation))
+    assert np.abs(ours.astype(int) - expected).max() <= 1
+
+
+def test_a_strip_takes_no_more_memory_than_its_square() -> None:
+    """All of it would be 917,504 pixels of four bytes wide, and 224 high."""
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _STRIP], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == f"{3 * 224 * 224}\n", done.stderr
+
+
+_STRIP = """
+from PIL import Image
+from keek_server.videos.decoding.sandbox import close_sandbox
+from keek_server.videos.decoding.squares import to_square
+from keek_server.videos.decoding.types import FrameShape
+strip = Image.new("RGB", (4096, 1), "red")
+to_square(strip.resize((9, 9)), FrameShape(224))  # what is imported on the first use
+close_sandbox(memory_mb=64, cpu_s=5)
+print(len(to_square(strip, FrameShape(224))))
+"""

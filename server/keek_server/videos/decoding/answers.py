@@ -1,6 +1,5 @@
 """Makes sure that what a child answers is what was asked for; its process may be the file's by then."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +86,7 @@ def video_of(head: dict[str, Any], body: bytearray, job: Job) -> DecodedVideo:
         duration_s=_number(head["duration_s"], 0.0, job.limits.max_duration_s),
         width=int(_number(head["width"], 1, 4 * job.limits.max_side_pixels)),
         height=int(_number(head["height"], 1, 4 * job.limits.max_side_pixels)),
-        frame_rate=_number(head["frame_rate"], 0.0, math.inf),
+        frame_rate=_number(head["frame_rate"], 0.0, job.limits.max_frame_rate * 2),
         codec=head["codec"],
         container=head["container"],
     )

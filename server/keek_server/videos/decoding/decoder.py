@@ -8,8 +8,6 @@ happens to it, only the call that it worked for notices.
 
 import asyncio
 import logging
-import signal
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,11 +25,13 @@ from keek_server.videos.decoding.answers import (
     raise_if_refused,
     video_of,
 )
-from keek_server.videos.decoding.lane import Lane
+from keek_server.videos.decoding.endings import FAILS, ended_early, took_too_long
+from keek_server.videos.decoding.limiter import ConcurrencyLimiter
+from keek_server.videos.decoding.pool import WorkerPool
 from keek_server.videos.decoding.sniff import sniff_video
 from keek_server.videos.decoding.source import open_content, open_file
 from keek_server.videos.decoding.types import FrameShape, Job, Limits
-from keek_server.videos.decoding.worker import ChildEndedError, Worker
+from keek_server.videos.decoding.worker import ChildEndedError, Exit, Worker
 
 __all__ = ["DecodedVideo", "Decoder", "open_decoder"]
 
@@ -39,12 +39,8 @@ logger = logging.getLogger(__name__)
 
 MAX_FRAMES = 64
 """The most frames that one call may ask for."""
-_START_TRIES = 3
-_START_TIMEOUT_S = 30.0
-
-_FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
-"""Signals that no file brings about."""
-_FAILS = "the decoder fails on it"
+_EXIT_TIMEOUT_S = 5.0
+"""In which a child that has hung up, or was killed, is gone."""
 
 _Result = TypeVar("_Result")
 
@@ -66,35 +62,24 @@ class Decoder:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._limits = _limits(settings)
-        self._videos = Lane(settings.decode_workers, settings.decode_queue)
+        self._videos = ConcurrencyLimiter(settings.decode_workers, settings.decode_queue)
         # A search is not to wait behind uploads.
-        self._images = Lane(settings.decode_workers, settings.decode_queue)
-        self._spares: deque[Worker] = deque()
-        self._busy: set[Worker] = set()
-        self._ending: set[asyncio.Task[None]] = set()
-        self._closed = False
-        self._none_left = asyncio.Event()
+        self._images = ConcurrencyLimiter(settings.decode_workers, settings.decode_queue)
+        self._pool = WorkerPool(settings.decode_workers)
         self._warned = False
 
     def start(self) -> None:
         """Starts the children that are kept ready; does not wait for them."""
-        while not self._closed and len(self._spares) < self._settings.decode_workers:
-            self._spares.append(Worker())
+        self._pool.start()
 
     async def aclose(self) -> None:
         """Ends all children; calls that are under way fail as UNAVAILABLE."""
-        self._closed = True
-        for worker in self._busy:
-            worker.kill()
-        while self._spares:
-            self._end(self._spares.popleft())
-        if self._busy or self._ending:
-            await self._none_left.wait()
+        await self._pool.aclose()
 
     @property
     def children(self) -> list[int]:
         """Process ids of all children, those included that are about to end."""
-        return [worker.pid for worker in (*self._spares, *self._busy)]
+        return self._pool.children
 
     async def decode_video(
         self, path: Path, shape: FrameShape | None, count: int, *, field: str = "content"
@@ -110,7 +95,8 @@ class Decoder:
         Raises:
             BadMediaError: It is no video that can be used; says why.
             OverloadedError: Too many files wait already.
-            UnavailableError: No child could be started, or it was killed from outside.
+            UnavailableError: No child could be started, it was killed from outside, or the machine is
+                too busy for it.
             OSError: The file cannot be opened.
         """
         if not 0 <= count <= MAX_FRAMES:
@@ -154,7 +140,7 @@ class Decoder:
     async def _decode(
         self, job: Job, descriptor: int, field: str, read: Callable[[dict[str, Any], bytearray], _Result]
     ) -> _Result:
-        worker = await self._hand_over(job, descriptor)
+        worker = await self._pool.hand_over(job, descriptor)
         try:
             async with asyncio.timeout(self._settings.decode_timeout_s):
                 head, body = await worker.answer(max_body_bytes(job))
@@ -162,78 +148,38 @@ class Decoder:
             raise_if_refused(head, field)
             return read(head, body)
         except TimeoutError:
-            text = f"decoding it takes more than {self._settings.decode_timeout_s:g} s"
-            raise BadMediaError(MediaProblem.DECODE_BOMB, text, field=field) from None
+            worker.kill()
+            ended, timeout_s = await self._exit(worker), self._settings.decode_timeout_s
+            raise took_too_long(ended, job.limits, timeout_s, field) from None
         except ChildEndedError:
-            raise await self._cause(worker, job, field) from None
+            ended = await self._exit(worker)
+            self._warn(None, worker.output())
+            if self._pool.closed:
+                raise UnavailableError("the decoder is closed") from None
+            raise ended_early(ended, job.limits, field) from None
         except (ValueError, KeyError, TypeError) as error:
-            logger.exception("a decoding process gave no proper answer: %s", worker.output())
-            raise BadMediaError(MediaProblem.CORRUPT, _FAILS, field=field) from error
+            # No stack trace: the message may be the child's, and of any length.
+            logger.error("a decoding process gave no proper answer: %.200r", error)  # noqa: TRY400
+            self._warn(None, worker.output())
+            raise BadMediaError(MediaProblem.CORRUPT, FAILS, field=field) from error
         finally:
-            self._end(worker)
+            self._pool.end(worker)
 
-    async def _hand_over(self, job: Job, descriptor: int) -> Worker:
-        """A child that has the job; in the place of spare ones that have died, another."""
-        for _ in range(_START_TRIES):
-            worker = self._take()
-            try:
-                async with asyncio.timeout(_START_TIMEOUT_S):
-                    await worker.ready()
-                worker.send(job, descriptor)
-            except (ChildEndedError, TimeoutError):
-                logger.warning("a decoding process did not start, or has died: %s", worker.output())
-                self._end(worker)
-            except BaseException:
-                self._end(worker)
-                raise
-            else:
-                return worker
-        raise UnavailableError("no decoding process could be started")
-
-    def _take(self) -> Worker:
-        if self._closed:
-            raise UnavailableError("the decoder is closed")
+    async def _exit(self, worker: Worker) -> Exit | None:
+        """How a child ended; None when it has not, in time."""
         try:
-            worker = self._spares.popleft() if self._spares else Worker()
-        except OSError as error:
-            raise UnavailableError(f"no decoding process could be started: {error}") from error
-        self._busy.add(worker)
-        # The next one starts while this one works.
-        self.start()
-        return worker
-
-    def _end(self, worker: Worker) -> None:
-        """At once; what remains to be done needs no one to wait for it."""
-        worker.kill()
-        self._busy.discard(worker)
-        task = asyncio.create_task(worker.aclose())
-        self._ending.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._ending.discard(task)
-        if self._closed and not self._busy and not self._ending:
-            self._none_left.set()
-
-    async def _cause(self, worker: Worker, job: Job, field: str) -> BadMediaError | UnavailableError:
-        """Why a child ended before it had answered."""
-        code = await worker.exit_code()
-        if self._closed:
-            return UnavailableError("the decoder is closed")
-        if code == -signal.SIGXCPU:
-            text = f"decoding it takes more than {job.limits.cpu_s} s of processor time"
-            return BadMediaError(MediaProblem.DECODE_BOMB, text, field=field)
-        if -code in _FROM_OUTSIDE:
-            return UnavailableError(f"the decoding process was ended by signal {-code}")
-        logger.error("a decoding process ended with code %d: %s", code, worker.output())
-        return BadMediaError(MediaProblem.CORRUPT, _FAILS, field=field)
+            async with asyncio.timeout(_EXIT_TIMEOUT_S):
+                return await worker.exited()
+        except TimeoutError:
+            return None
 
     def _warn(self, flaw: object, output: str) -> None:
         if output:
             logger.error("a decoding process came upon something unforeseen: %s", output)
         if flaw and not self._warned:
             self._warned = True
-            logger.warning("files are decoded with limits, but without a filter of system calls: %s", flaw)
+            text = "files are decoded with limits, but without a filter of system calls: %.200r"
+            logger.warning(text, flaw)
 
 
 def _limits(settings: Settings) -> Limits:

@@ -1,12 +1,17 @@
 """Claims of MP4 and MOV files (ISO/IEC 14496-12, boxes)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import NamedTuple
 
 from keek_server.videos.decoding.claims import Claims, Reader
 
 _PARENTS = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"mvex", b"dinf"}
 _UNKNOWN = {0xFFFF_FFFF, 0xFFFF_FFFF_FFFF_FFFF}
+_TOP = {
+    *(b"ftyp", b"moov", b"mdat", b"moof", b"mfra", b"styp", b"sidx", b"ssix", b"emsg", b"prft", b"pdin"),
+    *(b"free", b"skip", b"wide", b"pnot", b"uuid", b"udta", b"meta", b"imda"),
+}
+"""Boxes outside of others. What cameras append behind the last may look like a box, too."""
 _MAX_DEPTH = 8
 _IN_THIS_FILE = b"\x01"
 _VIDEO_ENTRIES = {
@@ -25,7 +30,7 @@ class _Box(NamedTuple):
 def mp4_claims(reader: Reader) -> Claims:
     """Reads the boxes that hold boxes, and of the others the few that claim something."""
     claims = Claims()
-    boxes = list(_boxes(reader, 0, reader.size_bytes, claims))
+    boxes = list(_boxes(reader, 0, reader.size_bytes, claims, _TOP))
     claims.ends_early |= not any(box.kind == b"moov" for box in boxes)
     for box in boxes:
         if box.kind == b"moov":
@@ -33,7 +38,10 @@ def mp4_claims(reader: Reader) -> Claims:
     return claims
 
 
-def _boxes(reader: Reader, start: int, end: int, claims: Claims) -> Iterator[_Box]:
+def _boxes(
+    reader: Reader, start: int, end: int, claims: Claims, known: Set[bytes] | None = None
+) -> Iterator[_Box]:
+    """Notes when a box goes on behind the end of the file, if it is one of the known, or any if None."""
     position = start
     while position + 8 <= end:
         head = reader.at(position, 16)
@@ -44,7 +52,8 @@ def _boxes(reader: Reader, start: int, end: int, claims: Claims) -> Iterator[_Bo
             size = end - position
         if size < header or not kind.isascii():
             return  # What follows is no box; some programs leave padding behind the last.
-        claims.ends_early |= position + size > reader.size_bytes
+        if known is None or kind in known:
+            claims.ends_early |= position + size > reader.size_bytes
         yield _Box(kind, position + header, min(position + size, end))
         position += size
 

@@ -95,8 +95,12 @@ def restrict() -> None:
         raise SeccompUnavailableError(_last_error("no_new_privs"))
     reference = ctypes.byref(program)
     number = ctypes.c_long(seccomp)
-    if libc.syscall(number, ctypes.c_long(_SET_MODE_FILTER), ctypes.c_long(_ALL_THREADS), reference) == 0:
+    refused = libc.syscall(number, ctypes.c_long(_SET_MODE_FILTER), ctypes.c_long(_ALL_THREADS), reference)
+    if refused == 0:
         return
+    if refused > 0:
+        # Below, the filter would be one of this thread alone.
+        raise SeccompUnavailableError(f"thread {refused} has a filter of its own")
     # Some container runtimes hide the call and leave the older way to do it.
     if libc.prctl(_PR_SET_SECCOMP, ctypes.c_long(_MODE_FILTER), reference, 0, 0) != 0:
         raise SeccompUnavailableError(_last_error("the kernel refuses seccomp filters"))

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from keek_server.errors import UnavailableError
 from keek_server.videos.decoding.sniff import HEAD_BYTES
 
 
@@ -33,7 +34,11 @@ async def open_file(path: Path) -> AsyncIterator[Source]:
 
 @asynccontextmanager
 async def open_content(content: bytes) -> AsyncIterator[Source]:
-    """A file in memory, which has no name."""
+    """A file in memory, which has no name.
+
+    Raises:
+        UnavailableError: There is no memory, or too much is open.
+    """
     async with _opened(lambda: _write(content)) as source:
         yield source
 
@@ -69,8 +74,15 @@ def _open(path: Path) -> Source:
 
 
 def _write(content: bytes) -> Source:
-    descriptor = os.memfd_create("image", os.MFD_CLOEXEC)
-    with open(descriptor, "wb", closefd=False) as file:
-        file.write(content)
-        file.seek(0)
+    try:
+        descriptor = os.memfd_create("image", os.MFD_CLOEXEC)
+    except OSError as error:
+        raise UnavailableError(f"no image can be handed to a decoding process: {error}") from error
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+            file.seek(0)
+    except OSError as error:
+        os.close(descriptor)
+        raise UnavailableError(f"no image can be handed to a decoding process: {error}") from error
     return Source(descriptor, len(content), content[:HEAD_BYTES])

@@ -7,6 +7,8 @@ from PIL.Image import Resampling
 
 from keek_server.videos.decoding.types import FrameShape, ResizeMode
 
+_MOST_SIDES = 32
+"""Sides of the square that the whole picture may be long, resized, before only its middle is resized."""
 _FILTERS = {"bicubic": Resampling.BICUBIC, "bilinear": Resampling.BILINEAR}
 
 
@@ -18,8 +20,11 @@ def to_square(image: Image.Image, shape: FrameShape) -> bytes:
     Returns:
         uint8 [3, size, size], in C order.
     """
-    resized = image.resize(_SIZES[shape.resize_mode](image.size, shape.size), _FILTERS[shape.interpolation])
-    square = _centre(resized, shape.size)
+    size = _SIZES[shape.resize_mode](image.size, shape.size)
+    if max(size) > _MOST_SIDES * shape.size:
+        square = _centre_of_long(image, size, shape)
+    else:
+        square = _centre(image.resize(size, _FILTERS[shape.interpolation]), shape.size)
     return b"".join(band.tobytes() for band in square.split())
 
 
@@ -45,6 +50,22 @@ _SIZES: dict[ResizeMode, Callable[[tuple[int, int], int], tuple[int, int]]] = {
     "longest": _longest,
     "squash": _squash,
 }
+
+
+def _centre_of_long(image: Image.Image, size: tuple[int, int], shape: FrameShape) -> Image.Image:
+    """As if all of it were resized, but for rounding: Pillow keeps boxes as float32."""
+    side, resampling = shape.size, _FILTERS[shape.interpolation]
+    left, right = _kept(image.width, size[0], side)
+    top, bottom = _kept(image.height, size[1], side)
+    # Pillow goes this way round, too; the rounding between the two shows.
+    column = image.resize((side, image.height), resampling, box=(left, 0, right, image.height))
+    return column.resize((side, side), resampling, box=(0, top, side, bottom))
+
+
+def _kept(length: int, resized: int, side: int) -> tuple[float, float]:
+    """What becomes the middle, in pixels of the original."""
+    offset, scale = _offset(resized, side), length / resized
+    return offset * scale, min((offset + side) * scale, length)
 
 
 def _centre(image: Image.Image, side: int) -> Image.Image:

@@ -175,8 +175,11 @@ def _check_codec(stream: VideoStream, limits: Limits) -> str:
 
 def _declared_s(opened: InputContainer, container: Container) -> float:
     """What the header says; of transport streams, which have none, FFmpeg guesses."""
-    known = opened.duration is not None and container.demuxer != "mpegts"
-    return opened.duration / av.time_base if known and opened.duration else 0.0
+    if not opened.duration or container.demuxer == "mpegts":
+        return 0.0
+    # What Matroska's muxers write as the duration is when the last picture ends.
+    start = opened.start_time or 0 if container.demuxer == "matroska" else 0
+    return max(0, opened.duration - max(0, start)) / av.time_base
 
 
 def _check_index(stream: VideoStream, container: Container, size_bytes: int) -> None:
@@ -256,7 +259,7 @@ def _times_s(stream: VideoStream, packets: list[VideoPacket]) -> list[float]:
 
 def _rate(stream: VideoStream, count: int, span_s: float, limits: Limits) -> float:
     if count == 1:
-        return float(stream.average_rate or _FALLBACK_RATE)
+        return min(float(stream.average_rate or _FALLBACK_RATE), limits.max_frame_rate)
     rate = (count - 1) / span_s if span_s > 0 else math.inf
     if rate > limits.max_frame_rate * _RATE_TOLERANCE:
         text = f"{rate:,.0f} frames a second are more than the {limits.max_frame_rate:g} allowed"

@@ -8,6 +8,7 @@ from av.video.frame import VideoFrame
 from PIL.Image import Image, Resampling
 
 from keek_server.errors import BadMediaError, MediaProblem
+from keek_server.videos.decoding.budget import FEWEST_FOUND, CpuBudget
 from keek_server.videos.decoding.frames import FrameReader, cheap_moments, evenly_spaced
 from keek_server.videos.decoding.pictures import Painter
 from keek_server.videos.decoding.scenes import choose, interest, is_blank
@@ -70,9 +71,10 @@ def decode_video(file: BinaryIO, job: Job) -> tuple[Summary, bytes]:
     Raises:
         BadMediaError: It is no video that can be used.
     """
+    budget = CpuBudget(job.limits.cpu_s)
     track = open_track(file, job.size_bytes, job.limits)
     count = job.count if job.shape else 0
-    looks = _look(track, job.shape, count, job.limits)
+    looks = _look(track, job, count, budget)
     thumbnails = [look.thumbnail for look in looks]
     chosen = [looks[i] for i in choose(thumbnails, count)] if count else []
     poster = _best(chosen or looks).poster()
@@ -91,27 +93,32 @@ def decode_video(file: BinaryIO, job: Job) -> tuple[Summary, bytes]:
     return summary, frames + poster
 
 
-def _look(track: Track, shape: FrameShape | None, count: int, limits: Limits) -> list[_Look]:
+def _look(track: Track, job: Job, count: int, budget: CpuBudget) -> list[_Look]:
     """Candidates, about three for each frame that is wanted."""
     wanted = max(_CANDIDATES_A_FRAME * count, _FEWEST_CANDIDATES)
     painter = Painter(_pixel_ratio(track))
+    reader = FrameReader(track, job.limits, budget)
     looks: list[_Look] = []
     kept_bytes = 0
-    for time_s, frame in _frames(track, wanted, limits):
-        look = _Look(time_s, frame, painter, shape)
+    for time_s, frame in _frames(reader, track, wanted, job.limits):
+        look = _Look(time_s, frame, painter, job.shape)
         kept_bytes += frame.width * frame.height * _BYTES_A_PIXEL
         if kept_bytes > _KEPT_BYTES:
             look.draw()
         looks.append(look)
+    if reader.stopped_early and len(looks) < FEWEST_FOUND * min(wanted, len(track.packets)):
+        text = f"most of it cannot be seen within {job.limits.cpu_s} s of processor time"
+        raise BadMediaError(MediaProblem.DECODE_BOMB, text)
     if not looks:
         raise BadMediaError(MediaProblem.CORRUPT, "not one picture can be decoded")
     return looks
 
 
-def _frames(track: Track, wanted: int, limits: Limits) -> Iterator[tuple[float, VideoFrame]]:
+def _frames(
+    reader: FrameReader, track: Track, wanted: int, limits: Limits
+) -> Iterator[tuple[float, VideoFrame]]:
     context = track.stream.codec_context
     pixels = context.width * context.height * len(track.packets)
-    reader = FrameReader(track, limits)
     if pixels <= limits.verify_pixels:
         return reader.read_all(evenly_spaced(track, wanted))
     return reader.read_some(cheap_moments(track, wanted))

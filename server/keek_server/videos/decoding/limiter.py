@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from keek_server.errors import OverloadedError
 
 
-class Lane:
+class ConcurrencyLimiter:
     """First come, first served; whoever finds too many waiting is refused."""
 
-    def __init__(self, width: int, max_waiting: int) -> None:
-        self._free = asyncio.Semaphore(width)
+    def __init__(self, max_concurrent: int, max_waiting: int) -> None:
+        self._free = asyncio.Semaphore(max_concurrent)
         self._max_waiting = max_waiting
         self._waiting = 0
 
