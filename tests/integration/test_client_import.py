@@ -79,6 +79,7 @@ async def test_a_good_file_is_exit_code_0_and_what_it_replaces_is_counted(
             "updated_count": 1,
             "uploaded_count": 0,
             "unchanged_count": 0,
+            "unverified_count": 0,
             "refused_count": 0,
         }
     ]
@@ -163,6 +164,23 @@ async def test_a_state_file_that_a_crash_cut_short_is_read_up_to_there(
     server.faults.requests.clear()
     assert (await run_import(server, file)).code == 0
     assert sorted(_sent(server)) == ids[2000:]
+
+
+@pytest.mark.parametrize("damage", [b"\0" * 64 + b"\n", b"null\n", b'{"counts": {"x": 1}}\n'])
+async def test_a_state_file_that_is_damaged_is_read_up_to_there(
+    server: Server, tmp_path: Path, damage: bytes
+) -> None:
+    file = tmp_path / "videos.csv"
+    ids = _rows(file, 3000)
+    server.faults.add("ImportVideos", Fault(), Fault(), Fault(grpc.StatusCode.INTERNAL))
+    await run_import(server, file, "--jobs", "1")
+    lines = state_file(file).read_bytes().splitlines(keepends=True)
+    state_file(file).write_bytes(b"".join([*lines[:2], damage, *lines[2:]]))
+    server.faults.requests.clear()
+    done = await run_import(server, file)
+    assert (done.code, done.out) == (0, "3000 videos imported (2000 new, 1000 replaced), 0 lines left out\n")
+    assert "was damaged" in done.err
+    assert sorted(_sent(server)) == ids[1000:]
 
 
 @pytest.mark.parametrize("change", ["content", "time", "restart", "server", "clip model"])

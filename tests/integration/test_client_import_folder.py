@@ -48,6 +48,7 @@ async def test_every_video_file_below_a_folder_is_uploaded_once(server: Server, 
         "updated_count": 0,
         "uploaded_count": 0,
         "unchanged_count": 3,
+        "unverified_count": 0,
         "refused_count": 0,
     }
     assert server.faults.uploaded_bytes == sent
@@ -68,14 +69,57 @@ async def test_files_that_the_server_refuses_are_reported_and_the_others_uploade
     ]
 
 
-async def test_a_file_that_changed_since_is_refused_by_the_server_and_reported(
+async def test_a_video_that_has_a_file_counts_as_there_already_when_its_upload_is_not_known(
+    server: Server, tmp_path: Path
+) -> None:
+    folder = _folder(tmp_path / "clips", a=10, b=10, c=10)
+    await run_import(server, folder)
+    stored = dict(server.videos.stored)
+    # The server forgets uploads after a while; and one file is another one now.
+    known = next(key for key, upload in server.videos.uploads.items() if upload.header.video.video_id == "a")
+    server.videos.uploads = {known: server.videos.uploads[known]}
+    _folder(folder, c=10)
+    done = await run_import(server, folder)
+    assert done == Done(
+        0,
+        "0 files uploaded, 3 there already (2 of them not compared: their videos have files), "
+        "0 files left out\n",
+        "",
+    )
+    assert server.videos.stored == stored
+    again = await run_keek(server.target, "videos", "import", str(folder), "--json")
+    assert (again.json[0]["unchanged_count"], again.json[0]["unverified_count"]) == (3, 2)
+
+
+async def test_what_is_no_regular_file_is_reported_and_the_others_are_uploaded(
     server: Server, tmp_path: Path
 ) -> None:
     folder = _folder(tmp_path / "clips", a=10)
-    await run_import(server, folder)
-    _folder(folder, a=10)
+    (folder / "b.mp4").symlink_to("nothing")
+    os.mkfifo(folder / "c.mp4")
+    (folder / "d.flv").write_bytes(b"FLV\x01")
     done = await run_import(server, folder)
-    assert (done.code, done.err) == (1, f"{folder}/a.mp4: the video has a file\n")
+    assert (done.code, done.out) == (1, "1 files uploaded, 0 there already, 3 files left out\n")
+    assert done.err.splitlines() == [
+        f"{folder}/b.mp4: is a symbolic link, which is not followed",
+        f"{folder}/c.mp4: is not a regular file",
+        f"{folder}/d.flv: the server takes no .flv",
+    ]
+    assert set(server.videos.stored) == {"a"}
+
+
+async def test_a_second_import_of_the_same_folder_at_once_says_so_and_sends_nothing(
+    server: Server, tmp_path: Path
+) -> None:
+    folder = _folder(tmp_path / "clips", a=CHUNK_BYTES * 8)
+    server.faults.pause_s = 0.3
+    process = await start(server.target, "videos", "import", str(folder))
+    await until(lambda: server.faults.uploaded_bytes > 0)
+    second = await run_import(server, folder)
+    assert (second.code, second.out) == (1, "")
+    assert second.err == f"keek: {state_file(folder)} is in use: the same import runs already\n"
+    assert (await finish(process)).code == 0
+    assert len(server.faults.requests["UploadVideo"]) == 1
 
 
 async def test_a_video_that_was_deleted_stays_deleted(server: Server, tmp_path: Path) -> None:

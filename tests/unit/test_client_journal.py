@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keek.cli.importing.journal import Counts, Journal, Ranges
+from keek.cli.importing.journal import Counts, ImportRunningError, Journal, Ranges
 from keek.cli.importing.parallel import run_parallel
 
 IDENTITY = {"target": "localhost:50051", "size_bytes": 3}
@@ -98,6 +98,62 @@ def test_a_file_that_ends_anywhere_gives_whole_entries_alone_and_can_be_gone_on_
             assert len(journal.lines) == (0, 3, 5, 5)[whole] + 1
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\0" * 40,
+        b"null",
+        b"7",
+        b"[]",
+        b"\xff",
+        b"[" * 100_000,
+        b'{"counts": {}}',
+        b'{"lines": [[5, 6]]}',
+        b'{"lines": [[5, 6]], "counts": null}',
+        b'{"lines": [[5, 6]], "counts": {"stolen_count": 1}}',
+        b'{"lines": [[5, 6]], "counts": {"created_count": "1"}}',
+        b'{"lines": [[5, 6]], "counts": {"created_count": -1}}',
+        b'{"lines": [[6, 5]], "counts": {}}',
+        b'{"lines": [[5, 1e9]], "counts": {}}',
+        b'{"lines": [[5, 99999999999999999999999]], "counts": {}}',
+        b'{"lines": [5], "counts": {}}',
+        b'{"file": ["a.mp4", 1], "counts": {}}',
+        b'{"file": [["a"], 1, 2], "counts": {}}',
+        b'{"lines": [[5, 5]], "cou{"lines": [[6, 6]], "counts": {}}',
+        b'{"lines": [[5, 5]], "counts": {}}{"lines": [[6, 6]], "counts": {}}',
+    ],
+)
+def test_a_damaged_line_and_what_is_behind_it_count_as_never_written(path: Path, damage: bytes) -> None:
+    _filled(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], damage + b"\n", *lines[3:]]))
+    with Journal(path, IDENTITY) as journal:
+        assert (journal.is_resumed, journal.was_damaged) == (True, True)
+        assert list(journal.lines) == [(2, 4), (7, 7), (9, 9)]
+        assert (journal.files, journal.counts.uploaded_count) == (set(), 0)
+        journal.lines_done([100], Counts(created_count=1))
+    with Journal(path, IDENTITY) as journal:
+        assert not journal.was_damaged
+        assert list(journal.lines) == [(2, 4), (7, 7), (9, 9), (100, 100)]
+        assert journal.counts == Counts(created_count=4, updated_count=1, refused_count=1)
+
+
+def test_a_journal_that_is_open_is_nobody_elses_and_free_when_it_is_closed_or_removed(path: Path) -> None:
+    with Journal(path, IDENTITY) as journal:
+        journal.lines_done([2], Counts(created_count=1))
+        for restart in (False, True):
+            with pytest.raises(ImportRunningError, match="runs already"):
+                Journal(path, IDENTITY, restart=restart)
+        journal.lines_done([3], Counts(created_count=1))
+    with Journal(path, IDENTITY) as journal:
+        assert list(journal.lines) == [(2, 3)]
+        journal.remove()
+        with Journal(path, IDENTITY) as next_one:
+            next_one.lines_done([9], Counts())
+    with Journal(path, IDENTITY) as journal:
+        assert list(journal.lines) == [(9, 9)]
+
+
 def test_a_header_that_was_cut_short_is_no_state(path: Path) -> None:
     _filled(path)
     path.write_bytes(path.read_bytes()[:5])
@@ -143,6 +199,7 @@ def test_counts_are_summed_by_name() -> None:
         "updated_count": 0,
         "uploaded_count": 0,
         "unchanged_count": 5,
+        "unverified_count": 0,
         "refused_count": 2,
     }
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import keek
+from keek.cli.importing.files import digest
 from keek.sources import Source
 from keek.uploads import CHUNK_BYTES, Upload, identified, is_retriable, upload_id_of
 
@@ -98,6 +99,16 @@ def test_a_file_that_changed_is_an_error_that_names_it(tmp_path: Path, change: s
             os.utime(path)
         with pytest.raises(keek.FileChangedError, match=r"a\.mp4 changed"):
             source.read(5, 4)
+
+
+def test_a_pipe_or_a_folder_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(OSError, match="is not a regular file"):
+        Source(tmp_path / "pipe.mp4")
+    with pytest.raises(OSError, match="not a regular file"):
+        digest(tmp_path / "pipe.mp4")
+    with pytest.raises(IsADirectoryError):
+        Source(tmp_path)
 
 
 def test_a_path_is_closed_and_the_callers_own_file_is_not(tmp_path: Path) -> None:
@@ -238,6 +249,28 @@ def test_an_overloaded_server_is_waited_for_until_the_deadline() -> None:
         assert upload.wait_s(keek.ResourceExhaustedError(CODE.RESOURCE_EXHAUSTED, "", details)) >= 1.6
         clock.now += 30
         upload.received(0)
+
+
+def test_an_overloaded_server_is_asked_ever_more_rarely_and_anew_when_bytes_have_arrived() -> None:
+    clock = Clock()
+    upload = _upload(clock, bytes(100))
+    details = keek.ErrorDetails("OVERLOADED", retry_after_s=2.0)
+    overloaded = keek.ResourceExhaustedError(CODE.RESOURCE_EXHAUSTED, "", details)
+    waits: list[float] = []
+    while upload.left_s() > 60:
+        waits.append(upload.wait_s(overloaded))
+        clock.now += waits[-1]
+        upload.received(0)
+    assert len(waits) < 180
+    for wait, longest in zip(waits, (2, 4, 8, 16, *[30] * len(waits)), strict=False):
+        assert max(2, 0.79 * longest) <= wait <= longest
+    upload.received(10)
+    assert upload.wait_s(overloaded) == 2
+    # What asks for more gets it.
+    slow = keek.ErrorDetails("OVERLOADED", retry_after_s=45.0)
+    assert upload.wait_s(keek.ResourceExhaustedError(CODE.RESOURCE_EXHAUSTED, "", slow)) == 45
+    # Once it is not overloaded any more, it is not so patient.
+    assert upload.wait_s(_unavailable()) < 1
 
 
 def test_calls_that_took_too_long_are_followed_by_others_but_not_questions_without_an_answer() -> None:

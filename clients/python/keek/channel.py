@@ -31,11 +31,15 @@ class RetryPolicy:
     backoff_multiplier: float = 2.0
     upload_patience_s: float = 60.0
     """How long an upload that has reached a server goes on trying while nothing more of it arrives."""
+    max_overload_backoff_s: float = 30.0
+    """The longest wait of an upload that is refused for overload: twice as long each time, from what the
+    server asks for on, and never shorter than that."""
 
     def __post_init__(self) -> None:
         if not 2 <= self.max_attempts <= MAX_ATTEMPTS_LIMIT:
             raise ValueError(f"max_attempts must be 2 to {MAX_ATTEMPTS_LIMIT}; retry=None turns retries off")
-        if min(self.initial_backoff_s, self.max_backoff_s, self.backoff_multiplier) <= 0:
+        backoffs = (self.initial_backoff_s, self.max_backoff_s, self.max_overload_backoff_s)
+        if min(*backoffs, self.backoff_multiplier) <= 0:
             raise ValueError("the backoffs and backoff_multiplier must be greater than 0")
         if self.upload_patience_s < 0:
             raise ValueError("upload_patience_s must not be negative")

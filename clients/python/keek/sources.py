@@ -1,9 +1,11 @@
 """The file of an upload: read at any place, by any thread, and never all at once."""
 
+import errno
 import os
+import stat
 import threading
 from contextlib import AbstractContextManager
-from pathlib import Path
+from io import FileIO
 from types import TracebackType
 from typing import IO, BinaryIO, Final
 
@@ -71,8 +73,23 @@ class Source(AbstractContextManager["Source"]):
         return status.st_size, status.st_mtime_ns
 
 
-def _opened(file: FileLike) -> IO[bytes]:
-    if isinstance(file, str | os.PathLike):
-        # Unbuffered: what is read goes to gRPC as it is.
-        return Path(file).open("rb", buffering=0)
+def open_regular(path: str | os.PathLike[str]) -> FileIO:
+    """Opens a file to read, unbuffered: what is read goes to gRPC as it is.
+
+    Raises:
+        OSError: It cannot be opened, or is none with a content of its own, as a pipe, which could
+            also keep the caller waiting for ever.
+    """
+    file = FileIO(path, "rb", opener=_open_without_waiting)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "is not a regular file", os.fspath(path))
     return file
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _opened(file: FileLike) -> IO[bytes] | FileIO:
+    return open_regular(file) if isinstance(file, str | os.PathLike) else file

@@ -149,6 +149,8 @@ class Upload:
         self._has_tried = False
         """Whether the call that failed last was one that sends."""
         self._failure_count = 0
+        self._overload_count = 0
+        """Refusals for overload, one after the other."""
         self._failing_since: float | None = None
 
     def left_s(self) -> float:
@@ -159,7 +161,7 @@ class Upload:
         """Goes on from there: a server said that this much is durable."""
         self._reached, self.must_ask = True, False
         if received_bytes > self._received_bytes:
-            self._failure_count, self._failing_since = 0, None
+            self._failure_count, self._overload_count, self._failing_since = 0, 0, None
         self._received_bytes = min(received_bytes, self._source.size_bytes)
 
     def attempt(self) -> Attempt:
@@ -195,15 +197,28 @@ class Upload:
         """
         self._reached = self._reached or bool(error.reason)
         self._failure_count += 1
+        self._overload_count = self._overload_count + 1 if isinstance(error, ResourceExhaustedError) else 0
         if self._failing_since is None and not self._is_of_a_live_server(error):
             self._failing_since = self._clock()
         self._has_tried = False
         if self._retry is None or not is_retriable(error) or self._is_hopeless(self._retry):
             raise error
+        asked_s = error.details.retry_after_s or 0.0
+        wait_s = self._overload_wait_s(self._retry, asked_s) or self._backoff_s(self._retry)
+        return min(max(wait_s, asked_s), self.left_s())
+
+    def _backoff_s(self, retry: RetryPolicy) -> float:
         exponent = min(self._failure_count - 1, 30)
-        backoff_s = self._retry.initial_backoff_s * self._retry.backoff_multiplier**exponent
-        wait_s = min(backoff_s, self._retry.max_backoff_s) * random.uniform(0.8, 1.2)
-        return min(max(wait_s, error.details.retry_after_s or 0.0), self.left_s())
+        backoff_s = retry.initial_backoff_s * retry.backoff_multiplier**exponent
+        return min(backoff_s, retry.max_backoff_s) * random.uniform(0.8, 1.2)
+
+    def _overload_wait_s(self, retry: RetryPolicy, asked_s: float) -> float:
+        """0 unless the server is overloaded: then every question adds to its load."""
+        if not self._overload_count:
+            return 0.0
+        wait_s = max(asked_s, retry.initial_backoff_s) * 2.0 ** min(self._overload_count - 1, 30)
+        # Uploads that were refused together do not come back together.
+        return min(wait_s, retry.max_overload_backoff_s) * random.uniform(0.8, 1.0)
 
     def _is_of_a_live_server(self, error: CallError) -> bool:
         """An overloaded server says when to come back; a call that took too long was one of many."""

@@ -9,7 +9,7 @@ from typing import Final
 
 from keek.cli.importing.csv_file import read_videos
 from keek.cli.importing.folder import FolderImport, video_files
-from keek.cli.importing.journal import SUFFIX, Counts, Journal, Ranges
+from keek.cli.importing.journal import SUFFIX, Counts, ImportRunningError, Journal, Ranges
 from keek.cli.importing.parallel import run_parallel
 from keek.cli.importing.parquet_file import TableError, count_rows, is_parquet, read_rows
 from keek.cli.importing.rows import COLUMNS
@@ -35,6 +35,9 @@ def import_videos(client: Client, arguments: argparse.Namespace) -> int:
     counts = Counts()
     try:
         run(client, arguments, counts)
+    except ImportRunningError as error:
+        note(f"keek: {error}")
+        return 1
     except TableError as error:
         note(f"keek: {path}: {error}")
         _print_summary(counts, arguments, is_complete=False)
@@ -125,6 +128,8 @@ def _journal(
             note(f"keek: {state} is of another import, or {path} has changed: everything is imported")
         elif len(journal.lines) or journal.files:
             note(f"keek: goes on where {state} says; --restart begins anew")
+        if journal.was_damaged:
+            note(f"keek: {state} was damaged: what it does not say any more is done again")
         yield journal
 
 
@@ -139,10 +144,17 @@ def _print_summary(counts: Counts, arguments: argparse.Namespace, *, is_complete
             f"{imported} videos imported ({counts.created_count} new, {counts.updated_count} replaced)"
         )
     if arguments.path.is_dir() or counts.uploaded_count or counts.unchanged_count:
-        parts.append(f"{counts.uploaded_count} files uploaded, {counts.unchanged_count} there already")
+        parts.append(f"{counts.uploaded_count} files uploaded, {_unchanged(counts)}")
     left_out = "files" if arguments.path.is_dir() else "lines"
     end = "" if is_complete else "; not complete: the same command goes on"
     print(f"{', '.join(parts)}, {counts.refused_count} {left_out} left out{end}", flush=True)
+
+
+def _unchanged(counts: Counts) -> str:
+    text = f"{counts.unchanged_count} there already"
+    if not counts.unverified_count:
+        return text
+    return f"{text} ({counts.unverified_count} of them not compared: their videos have files)"
 
 
 DESCRIPTION: Final = (

@@ -7,6 +7,7 @@ from typing import Final
 from keek.cli.output import problem
 from keek.client import Client
 from keek.errors import AlreadyExistsError, FileChangedError, InvalidArgumentError, NotFoundError
+from keek.sources import open_regular
 from keek.uploads import Progress, upload_id_of
 from keek.v1.video_service_pb2 import Video, VideoState
 
@@ -22,7 +23,7 @@ def digest(path: Path) -> bytes:
     Raises:
         OSError: The file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import threading
 import unicodedata
 from collections.abc import Iterator
@@ -15,12 +16,18 @@ from keek.cli.importing.journal import Counts, FileKey, Journal
 from keek.cli.importing.parallel import Task
 from keek.cli.progress import Progress, Share
 from keek.client import Client
+from keek.errors import AlreadyExistsError
 from keek.v1.video_service_pb2 import Video
 
 SUFFIXES: Final = frozenset(
-    (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ts", ".3gp", ".flv", ".wmv", ".ogv")
+    (".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".webm", ".mkv", ".avi", ".ts", ".mts", ".m2ts")
 )
-"""Of files that are taken for videos, in small letters."""
+"""Of files that are taken for videos, in small letters: those of the containers that the server takes."""
+
+NOT_TAKEN: Final = frozenset(
+    (".mpg", ".mpeg", ".vob", ".flv", ".wmv", ".asf", ".ogv", ".mxf", ".rm", ".rmvb")
+)
+"""Of videos that the server would refuse by their first bytes."""
 
 _MAX_ID_BYTES: Final = 128
 _DIGEST_DIGITS: Final = 16
@@ -31,10 +38,15 @@ class Found(NamedTuple):
 
     path: Path
     key: FileKey
+    problem: str = ""
+    """Why it is left out."""
 
 
 def video_files(folder: Path) -> list[Found]:
     """All video files below a folder, ordered by path; hidden files and folders are passed over.
+
+    Links are not followed, so that nothing from outside the folder is sent. What cannot be uploaded
+    is there with its `problem`, and of size 0.
 
     Raises:
         OSError: A folder cannot be read.
@@ -48,11 +60,24 @@ def video_files(folder: Path) -> list[Found]:
         folders[:] = [each for each in folders if not each.startswith(".")]
         for file in files:
             path = Path(name, file)
-            if path.suffix.lower() in SUFFIXES and not file.startswith("."):
-                status = path.stat()
-                relative = path.relative_to(folder).as_posix()
-                found.append(Found(path, (relative, status.st_size, status.st_mtime_ns)))
+            if path.suffix.lower() in SUFFIXES | NOT_TAKEN and not file.startswith("."):
+                found.append(_found(path, path.relative_to(folder).as_posix()))
     return sorted(found, key=lambda each: each.key)
+
+
+def _found(path: Path, relative: str) -> Found:
+    nothing = (relative, 0, 0)
+    if (suffix := path.suffix.lower()) in NOT_TAKEN:
+        return Found(path, nothing, f"the server takes no {suffix}")
+    try:
+        status = path.lstat()
+    except OSError as error:
+        return Found(path, nothing, error.strerror or str(error))
+    if stat.S_ISLNK(status.st_mode):
+        return Found(path, nothing, "is a symbolic link, which is not followed")
+    if not stat.S_ISREG(status.st_mode):
+        return Found(path, nothing, "is not a regular file")
+    return Found(path, (relative, status.st_size, status.st_mtime_ns))
 
 
 def video_id_of(relative: str) -> str:
@@ -90,7 +115,10 @@ class FolderImport:
         taken: dict[str, Path] = {}
         for file in files:
             video_id = video_id_of(file.key[0])
-            if (other := taken.setdefault(video_id, file.path)) is not file.path:
+            if file.problem:
+                self._refuse(file, file.problem)
+                self._done(file, Counts(refused_count=1), keep=False)
+            elif (other := taken.setdefault(video_id, file.path)) is not file.path:
                 reason = f"its video_id {video_id!r} is that of {other}"
                 self._refuse(file, reason)
                 self._done(file, Counts(refused_count=1), keep=False)
@@ -104,6 +132,10 @@ class FolderImport:
         shown = Share(self.progress)
         try:
             is_new = upload_once(self.client, file.path, video, timeout_s=self.timeout_s, progress=shown.sent)
+        except AlreadyExistsError:
+            # Of an upload that the server does not know any more, or of another file.
+            counts.unchanged_count += 1
+            counts.unverified_count += 1
         except REFUSALS as error:
             self._refuse(file, refusal(error))
             counts.refused_count += 1

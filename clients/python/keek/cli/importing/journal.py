@@ -7,16 +7,21 @@ doing that again changes nothing.
 
 import json
 import os
+import sys
 import threading
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Self
+
+if sys.platform != "win32":
+    import fcntl
 
 SUFFIX: Final = ".keek-import"
 
 _VERSION: Final = 1
+_LAST_LINE: Final = 1 << 53
 
 
 @dataclass(slots=True)
@@ -27,7 +32,9 @@ class Counts:
     updated_count: int = 0
     uploaded_count: int = 0
     unchanged_count: int = 0
-    """Files that had been uploaded before."""
+    """Files whose video has a file already."""
+    unverified_count: int = 0
+    """Of these, the ones that the server does not know by their content: it may be another file."""
     refused_count: int = 0
     """By the server, or because they are no videos."""
 
@@ -80,6 +87,50 @@ FileKey = tuple[str, int, int]
 """Path below the folder, size in bytes, time of the last change in nanoseconds."""
 
 
+class ImportRunningError(Exception):
+    """Another program imports the same input."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One line of the state file."""
+
+    counts: Counts
+    ranges: tuple[tuple[int, int], ...]
+    file: FileKey | None
+
+    @classmethod
+    def parse(cls, line: bytes) -> "_Entry":
+        """
+        Raises:
+            ValueError: It is not what `Journal` writes.
+        """
+        match json.loads(line):
+            case {"counts": dict(counts), "lines": list(spans), **rest} if not rest:
+                return cls(_counts(counts), tuple(map(_range, spans)), None)
+            case {"counts": dict(counts), "file": [str(path), int(size_bytes), int(mtime_ns)], **rest} if (
+                not rest
+            ):
+                return cls(_counts(counts), (), (path, size_bytes, mtime_ns))
+            case _:
+                raise ValueError("neither lines nor a file")
+
+
+def _counts(given: dict[str, Any]) -> Counts:
+    known = {each.name for each in fields(Counts)}
+    if not all(name in known and type(count) is int and count >= 0 for name, count in given.items()):
+        raise ValueError("unknown counts")
+    return Counts(**given)
+
+
+def _range(span: object) -> tuple[int, int]:
+    match span:
+        case [int(first), int(last)] if 0 <= first <= last <= _LAST_LINE:
+            return first, last
+        case _:
+            raise ValueError("no range of lines")
+
+
 class Journal:
     """The state file of one import; threads may share it."""
 
@@ -93,10 +144,11 @@ class Journal:
 
         Raises:
             OSError: The state file cannot be made.
+            ImportRunningError: Another program has it open.
         """
         self._path: Final = path
         self._lock: Final = threading.Lock()
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._descriptor = _open_alone(path)
         self.counts: Final = Counts()
         self.lines = Ranges()
         """Numbers of the lines that are done."""
@@ -108,6 +160,8 @@ class Journal:
         self.is_resumed: Final = not restart and known == header.encode()
         self.was_stale: Final = bool(content) and not restart and not self.is_resumed
         """Whether there was a state file, of another import."""
+        self.was_damaged = False
+        """Whether lines of it are lost: what they said is done is done again."""
         if self.is_resumed:
             self._load(entries)
         else:
@@ -124,18 +178,21 @@ class Journal:
 
     def _load(self, entries: bytes) -> None:
         # Of a write that was cut short nothing counts, and the next line must begin anew.
-        whole, newline, _ = entries.rpartition(b"\n")
-        os.ftruncate(
-            self._descriptor, os.fstat(self._descriptor).st_size - len(entries) + len(whole + newline)
-        )
+        # Nor does anything behind a line that a power cut has spoilt.
+        kept = os.fstat(self._descriptor).st_size - len(entries)
         ranges: list[tuple[int, int]] = []
-        for line in whole.splitlines():
-            entry: dict[str, Any] = json.loads(line)
-            ranges.extend((first, last) for first, last in entry.get("lines", ()))
-            if "file" in entry:
-                path, size_bytes, mtime_ns = entry["file"]
-                self.files.add((path, size_bytes, mtime_ns))
-            self.counts.add(Counts(**entry["counts"]))
+        for line in entries.split(b"\n")[:-1]:
+            try:
+                entry = _Entry.parse(line)
+            except (ValueError, RecursionError):
+                self.was_damaged = True
+                break
+            kept += len(line) + 1
+            ranges.extend(entry.ranges)
+            if entry.file is not None:
+                self.files.add(entry.file)
+            self.counts.add(entry.counts)
+        os.ftruncate(self._descriptor, kept)
         self.lines = Ranges(ranges)
 
     def lines_done(self, lines: Iterable[int], counts: Counts) -> None:
@@ -155,6 +212,36 @@ class Journal:
             # A thread may end its part after an interrupted program has closed the file.
             if self._descriptor >= 0:
                 os.write(self._descriptor, line.encode() + b"\n")
+
+
+def _open_alone(path: Path) -> int:
+    """Opened and locked; the kernel gives the lock back however the program ends."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            _lock(descriptor, path)
+            if _is_at(path, descriptor):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ImportRunningError(f"{path} is in use: the same import runs already") from None
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """False when an import that has just ended removed what was opened."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _brief(counts: Counts) -> dict[str, int]:

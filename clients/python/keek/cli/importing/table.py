@@ -139,13 +139,14 @@ class TableImport:
 def _below(folder: Path, file: str) -> Path:
     """
     Raises:
-        ValueError: The path leads out of the folder. A table from elsewhere could else make the
-            program send any file of this machine.
+        ValueError: The path leads out of the folder, by itself or through a link. A table from
+            elsewhere could else make the program send any file of this machine.
     """
-    normal = Path(os.path.normpath(file))
-    if normal.is_absolute() or normal.parts[:1] == (os.pardir,):
+    # Not Path.resolve: it raises RuntimeError for links in a circle, which the open will report.
+    root, path = (Path(os.path.realpath(each)) for each in (folder, folder / file))
+    if not path.is_relative_to(root):
         raise ValueError("is not below the folder of the table")
-    return folder / normal
+    return path
 
 
 def _refused(error: InvalidArgumentError, lines: list[int]) -> dict[int, str]:
