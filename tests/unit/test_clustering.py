@@ -56,6 +56,19 @@ def test_vectors_that_are_all_alike_or_zero_do_no_harm(vectors: Vectors) -> None
     assert ((assigned >= 0) & (assigned < 50)).all()
 
 
+def test_more_empty_lists_than_used_ones_are_split_from_the_used_ones_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Memory that nobody has set must not be read, whatever it holds.
+    monkeypatch.setattr(np, "empty_like", lambda array: np.full(array.shape, np.nan, array.dtype))
+    vector = np.random.default_rng(6).normal(size=64).astype(np.float32)
+    vectors = np.tile(vector, (30_000, 1))
+    centroids, _ = train_centroids(vectors, 690, [128] * 3)
+    cosines = centroids @ vector / np.linalg.norm(vector)
+    assert cosines.min() > 0.95
+    np.testing.assert_allclose(np.linalg.norm(centroids, axis=1), 1, rtol=1e-5)
+
+
 def test_the_same_vectors_give_the_same_centroids() -> None:
     vectors = clustered(5000, 30, 4)
     first, second = (train_centroids(vectors, 60, [20, 60])[0] for _ in range(2))

@@ -29,6 +29,8 @@ _MASKED: Final = -1e9
 _FILTER_ROWS_PER_BUCKET: Final = 8
 _FIRST_SPREAD: Final = 0.02
 _LEAST_SPREAD: Final = 1e-6
+_SAMPLE: Final = 50_000
+_SAMPLE_SEED: Final = 20_260_101
 
 
 class HashEmbedding(keras.layers.Layer):
@@ -112,10 +114,16 @@ class Standardise(keras.layers.Layer):
         super().build(input_shape)
 
     def fit(self, vectors: npt.NDArray[Any]) -> None:
-        """Takes both from the vectors of a data set, [n, dimension], those of zeros left out."""
-        rows = np.asarray(vectors, np.float32)
-        rows = rows[rows.any(axis=1)]
-        if len(rows) > 1:
+        """Takes both from the vectors of a data set, [n, dimension], those of zeros left out.
+
+        Of many, a sample that is the same every time stands for all.
+        """
+        present = np.flatnonzero(vectors.any(axis=1))
+        if len(present) > _SAMPLE:
+            chosen = np.random.default_rng(_SAMPLE_SEED).choice(present, _SAMPLE, replace=False)
+            present = np.sort(chosen)
+        if len(present) > 1:
+            rows = np.asarray(vectors[present], np.float32)
             mean = rows.mean(axis=0)
             self.mean.assign(mean)
             self.scale.assign(1.0 / max(float(np.sqrt(np.mean((rows - mean) ** 2))), _LEAST_SPREAD))

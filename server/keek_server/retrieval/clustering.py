@@ -109,7 +109,9 @@ def _moved(vectors: Vectors, assigned: Rows, centroids: Vectors, rng: np.random.
     moved[used] = np.add.reduceat(vectors[np.argsort(assigned, kind="stable")], starts, axis=0)
     moved = _normalised(moved, used)
     noise = rng.standard_normal((len(empty), centroids.shape[1]), np.float32)
-    moved[empty] = moved[np.argsort(-counts)[: len(empty)]] + _SPLIT_NOISE * noise
+    # The largest first, and again from there when more are empty than used.
+    sources = used[np.argsort(-counts[used], kind="stable")]
+    moved[empty] = moved[np.resize(sources, len(empty))] + _SPLIT_NOISE * noise
     return _normalised(moved, empty)
 
 

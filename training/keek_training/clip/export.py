@@ -1,6 +1,5 @@
 """Exports a CLIP: two encoders, a tokenizer, the record of how to use them, and a report."""
 
-import hashlib
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from keek_server.errors import SetupError
+from keek_server.files import sha256_of
 from keek_server.towers.clip_record import TOKENIZER_FILE, ClipRecord
 from keek_server.towers.clip_tokens import Tokenizer
 from keek_server.towers.contract import CLIP_IMAGE, CLIP_TEXT, TowerContract
@@ -147,11 +147,9 @@ def _record(clip: LoadedClip, preprocessing: dict[str, Any], sha256: str) -> Cli
 
 
 def _describe(path: Path, worst: float, seconds: float) -> _Report:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         "max_abs_difference": worst,
         "export_s": round(seconds, 1),
         "size_bytes": path.stat().st_size,
-        "sha256": sha256,
+        "sha256": sha256_of(path),
     }

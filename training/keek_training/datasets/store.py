@@ -21,7 +21,7 @@ from keek_server.storage.tables import videos as videos_table
 from keek_server.towers.contract import CLIP_DIMENSION
 from keek_server.towers.features import Float16Array
 from keek_server.videos.catalogue import Catalogue
-from keek_server.videos.video import Video
+from keek_server.videos.video import Video, VideoState
 from keek_training.datasets.assemble import assemble
 from keek_training.datasets.dataset import INTERACTION_SCHEMA, VIDEO_SCHEMA, Dataset
 from keek_training.datasets.event_ids import event_ids
@@ -107,12 +107,13 @@ async def _load_clip_vectors(
 
 
 async def load_videos(database: Database) -> pa.Table:
-    """All videos that are stored (VIDEO_SCHEMA).
+    """All videos that there are (VIDEO_SCHEMA); those that were deleted are none.
 
     Raises:
         UnavailableError: When the database is down or late.
     """
-    videos = [page async for page in _pages(database, videos_table.c.video_id, VIDEO_SCHEMA)]
+    exists = videos_table.c.state != VideoState.DELETED
+    videos = [page async for page in _pages(database, videos_table.c.video_id, VIDEO_SCHEMA, exists)]
     return pa.concat_tables([VIDEO_SCHEMA.empty_table(), *videos])
 
 
@@ -176,10 +177,12 @@ def _extra(interactions: pa.Table, name: str) -> Iterator[str | None]:
         yield from batch[name].to_pylist()
 
 
-async def _pages(database: Database, key: sa.Column[Any], schema: pa.Schema) -> AsyncIterator[pa.Table]:
+async def _pages(
+    database: Database, key: sa.Column[Any], schema: pa.Schema, *where: sa.ColumnElement[bool]
+) -> AsyncIterator[pa.Table]:
     """A table's rows in the order of its key, as Arrow, one bounded transaction a page."""
     columns = [key.table.c[name] for name in schema.names]
-    query = sa.select(key, *columns).order_by(key).limit(_ROWS_A_PAGE)
+    query = sa.select(key, *columns).where(*where).order_by(key).limit(_ROWS_A_PAGE)
     last = None
     while True:
         async with database.read() as connection:

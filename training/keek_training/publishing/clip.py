@@ -1,6 +1,5 @@
 """The CLIP of a new release: of an export, or the one that the live release has."""
 
-import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from keek_server.errors import SetupError
+from keek_server.files import sha256_of
 from keek_server.releases.manifest import ClipVersion, TowerVersion
 from keek_server.settings import Settings
 from keek_server.towers.clip_record import CLIP_FILES, ClipRecord
@@ -95,8 +95,7 @@ def place_clip(
 def _place(
     encoder: TowerContract, model: Path, version: int, kept: Sequence[KeptRelease], repository: Path
 ) -> TowerVersion:
-    with model.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = sha256_of(model)
     for release in kept:
         known = release.by_name.get(encoder.model)
         if known is None or known.sha256 != sha256:

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tqdm import tqdm
 
+from keek_server.errors import SetupError
 from keek_server.retrieval.index import Vectors
 from keek_server.towers.client import TowerClient
 from keek_server.towers.contract import DIMENSION, VIDEO_TOWER
@@ -28,6 +29,7 @@ async def embed(towers: TowerClient, version: int, catalogue: Catalogue) -> Vect
 
     Raises:
         UnavailableError: When Triton fails; nothing was published then.
+        SetupError: When vectors are not finite: they can neither be clustered nor found.
     """
     count = len(catalogue)
     batch = min(_LARGEST_BATCH, await towers.max_batch_size(VIDEO_TOWER, version))
@@ -47,6 +49,7 @@ async def embed(towers: TowerClient, version: int, catalogue: Catalogue) -> Vect
             except ExceptionGroup as errors:
                 # The lanes fail for one reason, and callers know its class.
                 raise errors.exceptions[0] from errors
+    _refuse_unless_finite(vectors, catalogue)
     return vectors
 
 
@@ -63,6 +66,15 @@ async def _embed_parts(
         await asyncio.get_running_loop().run_in_executor(encoder, _load, lane, catalogue, part)
         vectors[part] = await lane.vectors(deadline_s=_DEADLINE_S)
         advance(part.stop - part.start)
+
+
+def _refuse_unless_finite(vectors: Vectors, catalogue: Catalogue) -> None:
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise SetupError(
+            f"the video tower gives vectors that are not finite for {len(bad)} videos, "
+            f"the first of them {catalogue.video_ids[bad[0]]!r}"
+        )
 
 
 def _load(lane: Lane, catalogue: Catalogue, part: slice) -> None:

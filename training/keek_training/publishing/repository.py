@@ -1,6 +1,5 @@
 """New versions in Triton's model repository: written aside, renamed, loaded."""
 
-import hashlib
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException
 
 from keek_server.errors import SetupError
-from keek_server.files import sync
+from keek_server.files import sha256_of, sync
 from keek_server.releases.manifest import TowerVersion
 from keek_server.settings import Settings
 from keek_server.towers.contract import CLIP_ENCODERS, TOWERS, TowerContract
@@ -30,7 +29,8 @@ def next_version(repository: Path) -> int:
 def write_version(repository: Path, tower: TowerContract, version: int, model: Path) -> TowerVersion:
     """Puts `model` into the repository as one version of `tower`.
 
-    The folder appears under its number only when it is complete and on the disk.
+    The folder appears under its number only when it is complete and on the disk. No other publisher
+    may be under way: what it has not renamed yet would be removed.
     """
     folder = repository / tower.model
     if not (folder / "config.pbtxt").is_file():
@@ -41,11 +41,9 @@ def write_version(repository: Path, tower: TowerContract, version: int, model: P
     aside.mkdir()
     copy = aside / MODEL_FILE
     shutil.copyfile(model, copy)
-    with copy.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    size = copy.stat().st_size
+    entry = TowerVersion(version=version, sha256=sha256_of(copy), size_bytes=copy.stat().st_size)
     publish_folder(aside, folder / str(version))
-    return TowerVersion(version=version, sha256=sha256, size_bytes=size)
+    return entry
 
 
 def publish_folder(aside: Path, final: Path) -> None:
@@ -72,6 +70,22 @@ def prune_versions(repository: Path, in_use: Iterable[Mapping[str, TowerVersion]
                 continue
             if (tower.model, int(folder.name)) not in used:
                 shutil.rmtree(folder)
+
+
+def check_versions(repository: Path, models: Mapping[str, TowerVersion]) -> None:
+    """
+    Args:
+        repository: The model repository.
+        models: The versions, by model, that a release is made of.
+
+    Raises:
+        SetupError: When one is not there, or is another file: then no server could take the release over,
+            or serve it after Triton's next start.
+    """
+    for model, entry in models.items():
+        path = repository / model / str(entry.version) / MODEL_FILE
+        if not path.is_file() or path.stat().st_size != entry.size_bytes:
+            raise SetupError(f"{path} has gone, or was changed, while the release was built: publish again")
 
 
 async def load_version(settings: Settings, version: int, models: Collection[str]) -> None:

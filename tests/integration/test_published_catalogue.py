@@ -1,0 +1,93 @@
+"""What training and a release take from the catalogue: what exists, in no more memory than it needs."""
+
+from collections import deque
+from pathlib import Path
+
+import numpy as np
+import pytest
+from projecting import SKIP, event
+
+from keek_server.interactions.log import InteractionLog
+from keek_server.storage.database import Database
+from keek_server.towers.contract import CLIP_DIMENSION
+from keek_server.videos.catalogue import Catalogue
+from keek_server.videos.video import ClipVector, Video
+from keek_training.datasets.store import load_dataset, load_videos
+from keek_training.publishing import catalogue as module
+from keek_training.publishing.catalogue import read_catalogue
+
+PAGES, ROWS = 4, 40_000
+"""Pages of 40 MB, as they are of 50,000 videos: the allocator gives such back when they are freed."""
+
+
+def clip(seed: int, clip_model: str) -> ClipVector:
+    vector = np.random.default_rng(seed).normal(size=CLIP_DIMENSION)
+    return ClipVector(clip_model, vector.astype("<f2").tobytes())
+
+
+def video(number: int) -> Video:
+    return Video(f"v{number:02d}", f"o{number}", ["cats"], float(number), "", 1_700_000_000_000_000 + number)
+
+
+async def test_a_release_is_built_from_what_exists_with_the_vectors_that_it_reads(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Several pages, one of them without a vector.
+    monkeypatch.setattr(module, "_ROWS_A_PAGE", 3)
+    vectors = {f"v{n:02d}": clip(n, "a@1" if n % 2 else "b@1") for n in (0, 1, 6, 7, 9)}
+    store = Catalogue(database)
+    await store.put([video(n) for n in range(10)], vectors)
+    await store.delete("v09", "")
+    log = InteractionLog(database)
+    await log.append([event("u1", "v01"), event("u2", "v01"), event("u1", "v02"), event("u1", "v03", SKIP)])
+
+    catalogue = await read_catalogue(database, lambda clip_model: clip_model == "a@1")
+    assert catalogue.video_ids == [f"v{n:02d}" for n in range(9)]
+    assert catalogue.durations_s == [float(n) for n in range(9)]
+    assert catalogue.counts.tolist() == [0, 2, 1] + [0] * 6
+    assert np.flatnonzero(catalogue.has_clip).tolist() == [1, 7]
+    assert catalogue.clip_vectors.shape == (9, CLIP_DIMENSION)
+    for row, own in enumerate(catalogue.clip_vectors):
+        expected = np.frombuffer(vectors[f"v{row:02d}"].content, "<f2") if row in (1, 7) else 0
+        np.testing.assert_array_equal(own, expected)
+
+
+async def test_an_empty_catalogue_has_no_rows(database: Database) -> None:
+    catalogue = await read_catalogue(database)
+    assert len(catalogue) == 0
+    assert catalogue.clip_vectors.shape == (0, CLIP_DIMENSION)
+    assert catalogue.has_clip.shape == (0,)
+
+
+def resident(name: str) -> int:
+    """Bytes of memory that this process has now (VmRSS), or had at its most (VmHWM)."""
+    (line,) = (row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def page(*, with_vectors: bool) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    count = ROWS if with_vectors else 0
+    return np.full((count, CLIP_DIMENSION), 1, np.float16), np.full(ROWS, with_vectors)
+
+
+@pytest.mark.parametrize("with_vectors", [True, False])
+def test_joining_the_pages_takes_one_page_more_than_the_vectors_themselves(*, with_vectors: bool) -> None:
+    pages = deque(page(with_vectors=with_vectors) for _ in range(PAGES))
+    before = resident("VmRSS")
+    # Starts the measuring of the most anew.
+    Path("/proc/self/clear_refs").write_text("5")
+    vectors, has_clip = module._joined(pages)
+    a_page = ROWS * CLIP_DIMENSION * 2
+    assert resident("VmHWM") - before < 1.5 * a_page
+    assert vectors.shape == (PAGES * ROWS, CLIP_DIMENSION)
+    assert has_clip.all() == with_vectors
+    assert vectors[-1].all() == with_vectors
+
+
+async def test_training_does_not_see_what_was_deleted(database: Database) -> None:
+    store = Catalogue(database)
+    await store.put([video(n) for n in range(3)])
+    await InteractionLog(database).append([event("u1", "v00"), event("u1", "v01")])
+    await store.delete("v01", "")
+    assert (await load_videos(database))["video_id"].to_pylist() == ["v00", "v02"]
+    assert (await load_dataset(database)).videos["video_id"].to_pylist() == ["v00", "v02"]

@@ -1,0 +1,57 @@
+"""The folders of releases: written aside, renamed, and removed when no server may need them again."""
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from keek_server.storage.database import Database
+from keek_server.storage.tables import releases
+from keek_training.publishing.repository import publish_folder
+
+logger = logging.getLogger(__name__)
+
+_ASIDE = ".tmp"
+
+
+@contextmanager
+def written_folder(release_dir: Path, release_id: str) -> Iterator[Path]:
+    """A folder that gets its final name only when the block ends without an error.
+
+    What an earlier publisher left is removed; no other one may be under way.
+    """
+    for left_over in release_dir.glob(f"*{_ASIDE}"):
+        shutil.rmtree(left_over)
+    folder = release_dir / f"{release_id}{_ASIDE}"
+    folder.mkdir()
+    yield folder
+    publish_folder(folder, release_dir / release_id)
+
+
+async def outdated_folders(database: Database, release_dir: Path, kept: Iterable[str]) -> list[Path]:
+    """The folders of registered releases other than `kept`; what is none of this registry stays out of it."""
+    others = await asyncio.to_thread(_names, release_dir) - set(kept)
+    query = sa.select(releases.c.release_id).where(releases.c.release_id.in_(others))
+    async with database.read() as connection:
+        return [release_dir / release_id for release_id in (await connection.execute(query)).scalars()]
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.is_dir()}
+
+
+def remove_folders(folders: Iterable[Path]) -> None:
+    """Removes them; servers that have their files mapped keep what they have.
+
+    An error is logged and no more: the new release serves already.
+    """
+    for folder in folders:
+        try:
+            # Nobody finds half a release, whenever this is cut off; the next publisher removes the rest.
+            shutil.rmtree(folder.rename(folder.with_name(folder.name + _ASIDE)))
+        except OSError as error:
+            logger.warning("the folder of a release that is not needed any more stays: %s", error)

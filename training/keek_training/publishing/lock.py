@@ -1,0 +1,68 @@
+"""One publisher at a time: what another one writes looks like what a crash left, and would be removed."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from keek_server.errors import SetupError
+from keek_server.settings import Settings
+
+LOCK_FILE: Final = "publish.lock"
+
+_HOLDER_BYTES: Final = 512
+
+
+@contextmanager
+def publishing_alone(settings: Settings, run: str) -> Iterator[None]:
+    """Nobody else publishes into the model repository or the release folder until the block ends.
+
+    A second publisher is refused, and does not wait: a fresh release is on its way without it, and
+    hourly jobs must not queue up behind one that hangs. The kernel gives the locks back however
+    the process ends.
+
+    Args:
+        settings: Say where models and releases are.
+        run: The run's name, for the one who is refused.
+
+    Raises:
+        SetupError: When somebody else publishes, which the message names, or a folder cannot be written.
+    """
+    holder = f"run {run} (process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC):%F %TZ})"
+    with ExitStack() as locks:
+        # Either may be shared without the other.
+        locks.enter_context(_locked(settings.model_repository, holder))
+        locks.enter_context(_locked(settings.release_dir, holder, make=True))
+        yield
+
+
+@contextmanager
+def _locked(folder: Path, holder: str, *, make: bool = False) -> Iterator[None]:
+    lock = _open(folder, make=make)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            other = os.pread(lock, _HOLDER_BYTES, 0).decode(errors="replace") or "another run"
+            raise SetupError(
+                f"{other} is being published into {folder}: publish again when it is done"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, holder.encode()[:_HOLDER_BYTES], 0)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _open(folder: Path, *, make: bool) -> int:
+    """The lock file stays: who finds it gone would lock another one."""
+    try:
+        if make:
+            folder.mkdir(parents=True, exist_ok=True)
+        return os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise SetupError(f"cannot write to {folder}: {error.strerror}") from error
