@@ -1,7 +1,7 @@
 """How soon an uploaded video is recommendable, and how fast a large corpus is embedded and indexed.
 
 The first part trains and publishes a small release with a CLIP, starts a server, and uploads real
-clips, one after the other: those below `--videos`, or rendered ones. The time runs from the beginning
+clips, one after the other. The time runs from the beginning
 of the upload until a search of the live index knows the video. What the decoder and CLIP took of it, the
 server's own metrics say.
 
@@ -43,7 +43,12 @@ def main() -> None:
     """Prints one JSON object, and writes it to benchmarks/results/ingest.json."""
     parser = argparse.ArgumentParser(description="From a file to a feed")
     parser.add_argument("--uploads", type=int, default=66, help="clips to upload (default: 66)")
-    parser.add_argument("--videos", type=Path, help="folder of real clips; rendered ones when left out")
+    parser.add_argument(
+        "--videos",
+        type=Path,
+        default=_real_clips(),
+        help="folder of real clips (default: videos in KEEK_TEST_DATA, or else rendered ones)",
+    )
     parser.add_argument(
         "--clip", default="ViT-B-32", help="CLIP's architecture, untrained (default: ViT-B-32)"
     )
@@ -54,6 +59,11 @@ def main() -> None:
     if arguments.bulk:
         result |= {"bulk": asyncio.run(measure_bulk(arguments.bulk))}
     report("ingest", result)
+
+
+def _real_clips() -> Path | None:
+    folder = os.environ.get("KEEK_TEST_DATA")
+    return Path(folder) / "videos" if folder else None
 
 
 def _measure_uploads(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -99,7 +109,9 @@ def _quantile(values: Sequence[float], percent: int) -> float:
 
 def _clips(directory: Path, given: Path | None) -> list[Path]:
     if given is not None:
-        return sorted(path for path in given.iterdir() if path.suffix in _SUFFIXES)
+        if clips := sorted(path for path in given.iterdir() if path.suffix in _SUFFIXES):
+            return clips
+        raise SystemExit(f"{given} holds no clips ({', '.join(_SUFFIXES)})")
     folder = directory / "clips"
     folder.mkdir()
     return [write_clip(any_clip(seed, 5.0), folder, f"clip-{seed}") for seed in range(11)]
@@ -125,8 +137,10 @@ def _metrics_address() -> Iterator[str]:
     """Has the server that is started inside tell its metrics there."""
     address = f"{HOST}:{free_port()}"
     os.environ["KEEK_METRICS_LISTEN"] = address
-    yield address
-    del os.environ["KEEK_METRICS_LISTEN"]
+    try:
+        yield address
+    finally:
+        del os.environ["KEEK_METRICS_LISTEN"]
 
 
 def _stages(address: str) -> dict[str, float]:

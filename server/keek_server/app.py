@@ -44,12 +44,14 @@ from keek_server.storage.retention import Retention
 from keek_server.towers.client import open_towers
 from keek_server.videos.catalogue import Catalogue
 from keek_server.videos.changes import ChangeFeed
+from keek_server.videos.cleaner import Cleaner
 from keek_server.videos.decoding.decoder import open_decoder
 from keek_server.videos.embedder import Embedder
 from keek_server.videos.ingest import Ingest
 from keek_server.videos.library import Library
 from keek_server.videos.media import open_media
 from keek_server.videos.receiver import Receiver
+from keek_server.videos.slots import Slots
 from keek_server.videos.uploads import Uploads
 from keek_server.videos.watch import VideoWatch
 
@@ -95,7 +97,11 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         embedder = Embedder(database, live, media, decoder, follower.notify, settings)
         ingest = Ingest(database, catalogue, media, decoder, embedder, settings)
         uploads = Uploads(database)
-        receiver = Receiver(uploads, catalogue, media, ingest, settings)
+        incoming = Slots(settings.upload_limit, "videos coming in")
+        receiver = Receiver(uploads, catalogue, media, ingest, incoming, settings)
+        cleaner = Cleaner(database, uploads, media, settings)
+        library = Library(catalogue, media, ingest, follower, cleaner, incoming, settings)
+        watchers = Slots(settings.watch_limit, "callers of WatchVideo")
         exposures = ExposureLog(database)
         pipeline = FeedPipeline(
             live,
@@ -114,6 +120,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         stack.push_async_callback(log.aclose)
         stack.push_async_callback(embedder.aclose)
         stack.push_async_callback(receiver.aclose)
+        stack.push_async_callback(library.aclose)
 
         retention = Retention(
             {
@@ -128,12 +135,13 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             InteractionServicer(recorder),
             VideoServicer(
                 catalogue,
-                Library(catalogue, media, ingest, follower, settings),
+                library,
                 receiver,
-                VideoWatch(uploads, catalogue, poll_s=settings.catalogue_poll_s),
+                VideoWatch(uploads, catalogue, watchers, poll_s=settings.watch_poll_s),
+                upload_idle_s=settings.upload_idle_s,
             ),
             SearchServicer(Finder(live, catalogue, decoder)),
-            TrendingServicer(trending),
+            TrendingServicer(trending, catalogue),
             health,
         )
         await health.set(SERVICES, serving=True)
@@ -143,7 +151,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             "release follower": live.follow,
             "catalogue follower": follower.run,
             "embedder": embedder.run,
-            "upload cleaner": receiver.clean,
+            "video cleaner": cleaner.run,
             "audience": AudienceFollower(log, projection, live, poll_s=settings.audience_poll_s).run,
             "exposure log": exposures.run,
             "retention": retention.run,

@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     clip_deadline_s: Seconds = 15.0
     """One batch of images or texts through CLIP, and how long it may wait for its turn. A full batch
     of images takes ViT-B-32 two seconds on two cores."""
+    search_delay_s: Seconds = 2.0
+    """The longest that a search waits for its turn; then it is refused. Feeds do not wait behind
+    searches."""
     drain_s: Seconds = 10.0
     """How long running calls may take to finish at shutdown."""
 
@@ -94,9 +97,16 @@ class Settings(BaseSettings):
     video_sources: tuple[str, ...] = ()
     """Prefixes of paths and URLs that CreateVideo may take videos from, as JSON; none by default."""
     upload_limit: Annotated[int, Field(ge=1)] = 64
-    """Uploads that a server receives at the same time; further ones are refused."""
+    """Videos that come in at a server at the same time, uploaded or fetched from where they lie; further
+    ones are refused."""
+    upload_idle_s: Seconds = 60.0
+    """How long an upload's next bytes may take to arrive; then its call ends, and another can go on."""
     upload_keep_s: Seconds = 24 * 3600.0
     """How long an upload that was cut off can go on."""
+    watch_limit: Annotated[int, Field(ge=1)] = 128
+    """Callers of WatchVideo at the same time; further ones are refused."""
+    watch_poll_s: Seconds = 0.25
+    """How often the database is asked for each of them."""
     clip_frames: Annotated[int, Field(ge=1, le=32)] = 8
     """Frames of a video that CLIP looks at."""
     catalogue_poll_s: Seconds = 0.1

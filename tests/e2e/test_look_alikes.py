@@ -14,8 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from benchmarks.clips import Clip, Scene, pictures, write_clip
-from conftest import WITH_CLIP
-from serving import command
+from serving import WITH_CLIP, command
 
 import keek
 import keek.aio

@@ -2,15 +2,22 @@
 
 import asyncio
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from keek_server.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
+from keek_server.settings import Settings
 from keek_server.storage import tables
-from keek_server.storage.database import Database
+from keek_server.storage.database import Database, open_database
+from keek_server.storage.migrate import MIGRATIONS
 from keek_server.videos.catalogue import Catalogue
 from keek_server.videos.changes import ChangeFeed
 from keek_server.videos.video import ClipVector, Video, VideoState
@@ -24,6 +31,14 @@ def video(video_id: str, **changes: object) -> Video:
 def clip(seed: int) -> ClipVector:
     vector = np.random.default_rng(seed).normal(size=512)
     return ClipVector("small@1", (vector / np.linalg.norm(vector)).astype("<f2").tobytes())
+
+
+def to_step(connection: sa.Connection, revision: str) -> None:
+    """Brings an empty database to an earlier step of its schema."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
 
 
 @pytest.fixture
@@ -43,6 +58,24 @@ async def has_file(database: Database, video_id: str) -> None:
         await connection.execute(
             change.values(original_url="file:///o.mp4", poster_url="file:///p.jpg", width=9)
         )
+
+
+async def test_videos_from_before_there_were_uploads_are_ready_and_no_change(settings: Settings) -> None:
+    engine = create_async_engine(settings.database_url)
+    async with engine.begin() as connection:
+        await connection.run_sync(to_step, "0001")
+        await connection.execute(
+            sa.text(
+                "INSERT INTO videos (video_id, owner_id, tags, duration_s, title, create_time_us)"
+                " VALUES ('old', 'ann', '[\"cats\"]', 5, 'A cat', 1700000000000000)"
+            )
+        )
+    await engine.dispose()
+    async with open_database(settings) as database:
+        assert await Catalogue(database).get("old") == video("old")
+        assert await ChangeFeed(database).read(0, 10) == []
+        await Catalogue(database).put([video("new")])
+        assert [change.video_id for change in await ChangeFeed(database).read(0, 10)] == ["new"]
 
 
 async def test_what_was_put_is_read_and_put_again_replaces_it(catalogue: Catalogue) -> None:
@@ -85,7 +118,7 @@ async def test_a_deleted_video_is_gone_for_callers_and_told_to_followers(
     await has_file(database, "a")
     assert await catalogue.briefs(["a"]) != {}
     before = await feed.last()
-    assert await catalogue.delete("a", "") == ["file:///o.mp4", "file:///p.jpg"]
+    await catalogue.delete("a", "")
     with pytest.raises(NotFoundError):
         await catalogue.get("a")
     with pytest.raises(NotFoundError):
@@ -99,6 +132,49 @@ async def test_a_deleted_video_is_gone_for_callers_and_told_to_followers(
     assert (change.video_id, change.state, change.clip) == ("a", VideoState.DELETED, None)
     assert await catalogue.put([video("a")]) == 1
     assert await catalogue.get("a") == video("a")
+
+
+async def test_of_a_deleted_video_nothing_is_kept_but_that_its_files_must_go(
+    catalogue: Catalogue, database: Database
+) -> None:
+    await catalogue.put([video("a")])
+    await has_file(database, "a")
+    await catalogue.delete("a", "")
+    async with database.read() as connection:
+        row = (await connection.execute(sa.select(tables.videos))).one()
+        files = (await connection.execute(sa.select(tables.files_to_remove.c.url))).scalars().all()
+    assert (row.owner_id, row.tags, row.title, row.original_url) == ("", [], "", "")
+    assert files == ["file:///o.mp4", "file:///p.jpg"]
+
+
+@pytest.mark.parametrize("everything", [False, True])
+async def test_a_read_begun_before_a_change_is_not_remembered_after_it(
+    catalogue: Catalogue, database: Database, monkeypatch: pytest.MonkeyPatch, everything: bool
+) -> None:
+    await catalogue.put([video("a"), video("b")])
+    catalogue.forget_all()
+    read, was_read, go_on, reads = database.read, asyncio.Event(), asyncio.Event(), 0
+
+    @asynccontextmanager
+    async def slow() -> AsyncIterator[AsyncConnection]:
+        nonlocal reads
+        reads += 1
+        async with read() as connection:
+            yield connection
+        was_read.set()
+        await go_on.wait()
+
+    monkeypatch.setattr(database, "read", slow)
+    reading = asyncio.create_task(catalogue.briefs(["a", "b"]))
+    await was_read.wait()
+    await catalogue.delete("a", "")
+    if everything:
+        catalogue.forget_all()
+    go_on.set()
+    await reading
+    assert await catalogue.briefs(["b"]) == {"b": ("ann", ("cats",))}
+    assert reads == (2 if everything else 1)
+    assert await catalogue.briefs(["a", "b"]) == {"b": ("ann", ("cats",))}
 
 
 async def test_an_update_changes_what_it_names(catalogue: Catalogue) -> None:
@@ -116,7 +192,7 @@ async def test_a_repeated_request_does_nothing_more(catalogue: Catalogue) -> Non
     await catalogue.update("a", {"title": "Two"}, "")
     assert (await catalogue.update("a", {"title": "One"}, first)).title == "Two"
     await catalogue.delete("a", second)
-    assert await catalogue.delete("a", second) == []
+    await catalogue.delete("a", second)
     assert await catalogue.was_done(second, "DeleteVideo", "a")
     assert not await catalogue.was_done(str(uuid.uuid4()), "DeleteVideo", "a")
     with pytest.raises(InvalidArgumentError, match="another request"):

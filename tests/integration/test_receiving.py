@@ -1,13 +1,30 @@
 """Uploads on their way in: parts, resumption and faults, on every database and two kinds of storage."""
 
 import asyncio
+import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import grpc
 import pytest
-from benchmarks.clips import any_clip, clip_bytes
+from receiving import (
+    CHUNK,
+    CLIP,
+    STORAGES,
+    chunks,
+    cut_off,
+    kept,
+    new_receiver,
+    send,
+    stored_bytes,
+    video,
+    watching,
+    with_storage,
+)
 
+from keek.v1 import video_service_pb2 as pb
+from keek.v1 import video_service_pb2_grpc
 from keek_server.errors import (
     AlreadyExistsError,
     BadMediaError,
@@ -18,42 +35,23 @@ from keek_server.errors import (
     OverloadedError,
     UnavailableError,
 )
+from keek_server.rpc.guard import GuardInterceptor
+from keek_server.rpc.rules import RuleChecker
+from keek_server.rpc.videos import VideoServicer
 from keek_server.settings import Settings
 from keek_server.storage.database import Database
 from keek_server.videos import receiver as receiver_module
 from keek_server.videos.catalogue import Catalogue
 from keek_server.videos.decoding.decoder import Decoder, open_decoder
-from keek_server.videos.decoding.types import FrameShape
-from keek_server.videos.ingest import Ingest
 from keek_server.videos.media import MediaStore, open_media
 from keek_server.videos.receiver import Receiver
 from keek_server.videos.uploads import Uploads
-from keek_server.videos.video import Video, VideoState
-
-CLIP = clip_bytes(any_clip(3, duration_s=1.5))
-CHUNK = 4096
+from keek_server.videos.video import VideoState
 
 
-class NoClip:
-    """Stands for the embedder of a server whose release has no CLIP."""
-
-    def frame_shape(self) -> FrameShape | None:
-        return None
-
-    def changed(self) -> None:
-        pass
-
-
-def video(video_id: str) -> Video:
-    return Video(video_id, "ann", ["cats"], 0.0, "A cat", 1_700_000_000_000_000)
-
-
-@pytest.fixture(params=["folder", "objects"])
+@pytest.fixture(params=STORAGES)
 def stored(request: pytest.FixtureRequest, settings: Settings) -> Settings:
-    """Settings with a folder as the storage, and with an object store (fsspec's in-memory one)."""
-    if request.param == "folder":
-        return settings
-    return settings.model_copy(update={"media_url": f"memory://{uuid.uuid4().hex}/media"})
+    return with_storage(settings, request.param)
 
 
 @pytest.fixture
@@ -80,9 +78,7 @@ async def make(
     made: list[Receiver] = []
 
     def receiver(own_media: MediaStore = media, **changes: object) -> Receiver:
-        settings, catalogue = stored.model_copy(update=changes), Catalogue(database)
-        ingest = Ingest(database, catalogue, own_media, decoder, NoClip(), settings)  # type: ignore[arg-type]
-        made.append(Receiver(Uploads(database), catalogue, own_media, ingest, settings))
+        made.append(new_receiver(database, own_media, decoder, stored.model_copy(update=changes)))
         return made[-1]
 
     yield receiver
@@ -93,34 +89,6 @@ async def make(
 @pytest.fixture
 def receiver(make: Make) -> Receiver:
     return make()
-
-
-async def chunks(content: bytes, *, fail: BaseException | None = None) -> AsyncIterator[bytes]:
-    for start in range(0, len(content), CHUNK):
-        yield content[start : start + CHUNK]
-    if fail is not None:
-        raise fail
-
-
-async def send(
-    receiver: Receiver, upload_id: uuid.UUID, *, offset: int = 0, content: bytes = CLIP, size: int = len(CLIP)
-) -> Video:
-    return await receiver.receive(upload_id, video("v1"), size, offset, chunks(content[offset:]))
-
-
-async def cut_off(receiver: Receiver, upload_id: uuid.UUID, *, start: int = 0, end: int) -> None:
-    """A call that dies after some bytes."""
-    with pytest.raises(ConnectionError):
-        await receiver.receive(
-            upload_id, video("v1"), len(CLIP), start, chunks(CLIP[start:end], fail=ConnectionError())
-        )
-    await receiver.aclose()
-
-
-async def stored_bytes(media: MediaStore, url: str) -> bytes:
-    target = media.scratch / "check"
-    await media.fetch(url, target, max_bytes=10**9)
-    return target.read_bytes()
 
 
 async def test_an_upload_becomes_a_video_with_its_file_and_a_poster(
@@ -136,8 +104,7 @@ async def test_an_upload_becomes_a_video_with_its_file_and_a_poster(
     assert await Catalogue(database).get("v1") == made
     await receiver.aclose()
     assert list(media.scratch.iterdir()) == [media.scratch / "check"]
-    with pytest.raises(NotFoundError):
-        await media.append_parts(upload_id, media.scratch / "none", 1)
+    assert await media.append_parts(upload_id, media.scratch / "none", 1) == 0
 
 
 async def test_a_repeated_upload_gives_the_same_video_without_its_bytes(receiver: Receiver) -> None:
@@ -194,8 +161,7 @@ async def test_a_bad_file_is_refused_for_good_and_leaves_nothing(
     with pytest.raises(NotFoundError):
         await Catalogue(database).get("v1")
     await receiver.aclose()
-    with pytest.raises(NotFoundError):
-        await media.append_parts(upload_id, media.scratch / "none", 1)
+    assert await media.append_parts(upload_id, media.scratch / "none", 1) == 0
 
 
 async def test_a_file_that_is_too_large_is_refused_before_its_bytes(
@@ -294,63 +260,91 @@ async def test_more_uploads_than_the_limit_are_refused_at_the_door(
     assert (await first).video_id == "v1"
 
 
-async def test_uploads_that_were_given_up_are_forgotten_with_their_parts(
-    receiver: Receiver, database: Database, media: MediaStore, monkeypatch: pytest.MonkeyPatch
+# -- parts ------------------------------------------------------------------------------------------
+async def test_a_retry_from_the_start_that_is_cut_off_costs_nothing_that_was_durable(
+    receiver: Receiver, database: Database, media: MediaStore
 ) -> None:
     upload_id = uuid.uuid4()
-    await cut_off(receiver, upload_id, end=5 * CHUNK)
-    await media.append_parts(upload_id, media.scratch / "some", CHUNK)
-    monkeypatch.setattr(receiver, "_settings", receiver._settings.model_copy(update={"upload_keep_s": 0.001}))
-    cleaner = asyncio.create_task(receiver.clean())
-    async with asyncio.timeout(10):
-        while True:
-            try:
-                await Uploads(database).get(upload_id)
-            except NotFoundError:
-                break
-            await asyncio.sleep(0.05)
-    await asyncio.sleep(0.2)
-    cleaner.cancel()
-    with pytest.raises(NotFoundError):
-        await media.append_parts(upload_id, media.scratch / "none", 1)
+    await cut_off(receiver, upload_id, end=8 * CHUNK)
+    await cut_off(receiver, upload_id, end=CHUNK)
+    assert (await Uploads(database).get(upload_id)).received_bytes == 8 * CHUNK
+    made = await send(receiver, upload_id, offset=8 * CHUNK)
+    assert await stored_bytes(media, made.original_url) == CLIP
 
 
-@pytest.mark.parametrize(
-    ("source", "reason"),
-    [
-        ("/etc/passwd", "no prefix"),
-        ("{allowed}/../secret.mp4", "no prefix"),
-        ("{allowed}-not/clip.mp4", "no prefix"),
-        ("{allowed}/link.mp4", "no prefix"),
-        ("file://{allowed}/../secret.mp4", "no prefix"),
-        ("https://example.org/clip.mp4", "no prefix"),
-        ("zip://x.mp4::file://{allowed}/a.zip", "chain"),
-        ("s3://videos/%2e%2e/secret", "relative"),
-        ("s3://videos-not/clip.mp4", "no prefix"),
-    ],
-)
-async def test_a_source_outside_the_allowed_prefixes_is_refused(
-    tmp_path: Path, source: str, reason: str
+async def test_a_part_that_is_lost_sets_the_upload_back_to_where_it_is_missing(
+    receiver: Receiver, database: Database, media: MediaStore
 ) -> None:
-    allowed = tmp_path / "allowed"
-    allowed.mkdir()
-    (tmp_path / "secret.mp4").write_bytes(CLIP)
-    (allowed / "link.mp4").symlink_to(tmp_path / "secret.mp4")
-    settings = Settings(data_dir=tmp_path / "data", video_sources=(str(allowed), "s3://videos/"))
-    async with open_media(settings) as media:
-        assert media.check_source(f"{allowed}/clip.mp4") == f"file://{allowed}/clip.mp4"
-        assert media.check_source("s3://videos/clip.mp4") == "s3://videos/clip.mp4"
-        with pytest.raises(InvalidArgumentError, match=reason):
-            media.check_source(source.format(allowed=allowed))
+    upload_id = uuid.uuid4()
+    await cut_off(receiver, upload_id, end=6 * CHUNK)
+    lost = next(path for path in kept(media) if f"/{3 * CHUNK:015d}-" in path)
+    media._fs.rm_file(f"{media._root}/{lost}")
+    with pytest.raises(OutOfRangeError, match=f"from {3 * CHUNK} on"):
+        await send(receiver, upload_id, offset=6 * CHUNK)
+    await receiver.aclose()
+    assert (await Uploads(database).get(upload_id)).received_bytes == 3 * CHUNK
+    made = await send(receiver, upload_id, offset=3 * CHUNK)
+    assert await stored_bytes(media, made.original_url) == CLIP
 
 
-async def test_files_of_others_are_never_removed(tmp_path: Path) -> None:
-    (tmp_path / "theirs.mp4").write_bytes(CLIP)
-    async with open_media(Settings(data_dir=tmp_path / "data")) as media:
-        await media.remove(f"file://{tmp_path}/theirs.mp4")
-        own = await media.put("originals/own.mp4", b"own")
-        await media.remove(own)
-        await media.remove(own)
-        with pytest.raises(NotFoundError):
-            await media.fetch(own, media.scratch / "own", max_bytes=10)
-    assert (tmp_path / "theirs.mp4").exists()
+async def test_what_a_server_that_died_left_half_written_is_no_part(
+    receiver: Receiver, media: MediaStore
+) -> None:
+    upload_id = uuid.uuid4()
+    await cut_off(receiver, upload_id, end=8 * CHUNK)
+    media._write(f"{media._folder('uploads', upload_id)}/.{uuid.uuid4().hex}", b"half")
+    made = await send(receiver, upload_id, offset=8 * CHUNK)
+    assert await stored_bytes(media, made.original_url) == CLIP
+    await receiver.aclose()
+    assert not [path for path in kept(media) if path.startswith("uploads/")]
+
+
+# -- callers that hang ------------------------------------------------------------------------------
+async def test_an_upload_whose_bytes_do_not_come_ends_and_gives_its_place_back(
+    make: Make, database: Database
+) -> None:
+    receiver = make(upload_limit=1)
+    servicer = VideoServicer(
+        Catalogue(database),
+        None,  # type: ignore[arg-type]
+        receiver,
+        watching(database),
+        upload_idle_s=0.3,
+    )
+    server = grpc.aio.server(interceptors=(GuardInterceptor(RuleChecker()),))
+    video_service_pb2_grpc.add_VideoServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = video_service_pb2_grpc.VideoServiceStub(channel)
+        upload_id = str(uuid.uuid4())
+        header = pb.UploadHeader(upload_id=upload_id, video=pb.Video(video_id="v1"), size_bytes=len(CLIP))
+        for messages in ([], [header], [header, CLIP[:CHUNK]]):
+            call = stub.UploadVideo(timeout=20)
+            for message in messages:
+                part = {"chunk": message} if isinstance(message, bytes) else {"header": message}
+                await call.write(pb.UploadVideoRequest(**part))
+            with pytest.raises(grpc.aio.AioRpcError) as ended:
+                await call
+            assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert "nothing arrived for 0.3 s" in (ended.value.details() or "")
+    await server.stop(0)
+    await receiver.aclose()
+    assert (await Uploads(database).get(uuid.UUID(upload_id))).received_bytes == CHUNK
+    assert (await send(receiver, uuid.UUID(upload_id), offset=CHUNK)).state is VideoState.READY
+
+
+async def test_no_file_is_removed_on_the_event_loop(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unlink, threads = Path.unlink, []
+
+    def noted(self: Path, missing_ok: bool = False) -> None:
+        threads.append(threading.current_thread())
+        unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", noted)
+    await send(receiver, uuid.uuid4())
+    await receiver.aclose()
+    assert threads
+    assert threading.main_thread() not in threads

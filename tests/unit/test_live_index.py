@@ -200,3 +200,44 @@ def test_an_index_of_another_column_is_searched_by_that_column(tmp_path: Path) -
     live.put(["new"], {**columns(vectors(1, 5)), "clip": 100 * wide[:1]})
     (hits,) = live.search([Query(wide[0], 2, by="clip")])
     assert hits.found_ids() == ["new", "v0"]
+
+
+def test_rows_that_leave_the_fresh_part_are_found_as_they_were_built() -> None:
+    """A corpus that is imported again, and is larger than the fresh part, stays whole."""
+    rows, ids = vectors(20_000, 1), [f"v{i}" for i in range(20_000)]
+    index, _ = build_index(rows, rows[:50], exact_below=100_000, recall_target=1.0)
+    live = LiveIndex(
+        {VECTORS: index}, IdTable.build(ids), columns(rows), fresh_columns=COLUMNS, fresh_limit=5000
+    )
+    live.remove(["v7"])
+    for start in range(0, 20_000, 500):
+        part = [id_ for id_ in ids[start : start + 500] if id_ != "v7"]
+        live.put(part, columns(np.array([rows[int(id_[1:])] for id_ in part])))
+    (hits,) = live.search([Query(rows[0], 30_000)])
+    found_ids = hits.found_ids()
+    assert len(found_ids) == len(set(found_ids)) == 19_999
+    assert "v7" not in found_ids
+
+
+def test_rows_that_change_often_do_not_push_others_out() -> None:
+    part = FreshPart(COLUMNS, limit=5000)
+    part.put(["quiet"], columns(vectors(1, 1)))
+    for turn in range(100):
+        assert part.put([f"busy{i}" for i in range(1000)], columns(vectors(1000, turn))) == []
+    assert "quiet" in part
+    assert len(part) == 1001
+    hits = part.search(np.ones((1, DIMENSION), np.float32), 5000)
+    finite = np.isfinite(hits.scores[0])
+    assert sorted(hits.id_of(int(row)) for row in hits.rows[0][finite]) == sorted(
+        ["quiet", *(f"busy{i}" for i in range(1000))]
+    )
+    assert len(part._blocks) <= part._most_blocks
+
+
+def test_a_query_that_is_not_finite_spoils_no_other() -> None:
+    part = FreshPart(COLUMNS, limit=100)
+    part.put(["a"], columns(np.ones((1, DIMENSION), np.float32)))
+    queries = np.array([[np.nan] * DIMENSION, [1.0] * DIMENSION], np.float32)
+    hits = part.search(queries, 1)
+    assert not np.isfinite(hits.scores[0]).any()
+    assert hits.scores[1].tolist() == [DIMENSION]

@@ -1,8 +1,12 @@
 """The sources: personalised, trending, popular."""
 
+from collections.abc import Container, Iterable
+from itertools import islice
+
 from keek_server.feed.history import history_inputs
 from keek_server.feed.types import Candidate, FeedContext, FeedSource
 from keek_server.interactions.trending import Trending
+from keek_server.releases.release import Corpus
 from keek_server.retrieval.ids import hash_id
 from keek_server.retrieval.live import Query
 from keek_server.videos.catalogue import Catalogue
@@ -53,12 +57,19 @@ class TrendingSource:
 
     async def candidates(self, context: FeedContext, count: int) -> list[Candidate]:
         """See `Source`; scored by decayed weight."""
-        page = await self._trending.top(_MARGIN * count + context.excluded_count)
-        briefs = await self._catalogue.briefs(video.video_id for video in page.videos)
+        deleted = context.serving.fresh.deleted
+        owners: dict[str, int] = {}
+
+        async def known(video_ids: Iterable[str]) -> Container[str]:
+            # The catalogue would ask SQL for those that are deleted, with every feed.
+            briefs = await self._catalogue.briefs(id_ for id_ in video_ids if id_ not in deleted)
+            owners.update((id_, hash_id(brief.owner_id)) for id_, brief in briefs.items())
+            return owners
+
+        page = await self._trending.top(_MARGIN * count + context.excluded_count, known=known)
         return [
-            Candidate(video.video_id, self.source, video.score, hash_id(briefs[video.video_id].owner_id))
+            Candidate(video.video_id, self.source, video.score, owners[video.video_id])
             for video in page.videos
-            if video.video_id in briefs
         ]
 
 
@@ -74,12 +85,17 @@ class PopularSource:
 
     async def candidates(self, context: FeedContext, count: int) -> list[Candidate]:
         """See `Source`; scored by the share of interactions in training."""
-        corpus = context.serving.release.corpus
-        wanted = _MARGIN * count + context.excluded_count + len(context.serving.fresh.deleted)
-        rows = corpus.popular[:wanted].tolist()
-        owners = corpus.columns["owners"][rows].tolist()
-        scores = corpus.popularity[:wanted].tolist()
-        return [
-            Candidate(corpus.ids.id_of(row), self.source, score, owner)
-            for row, score, owner in zip(rows, scores, owners, strict=True)
-        ]
+        corpus, deleted = context.serving.release.corpus, context.serving.fresh.deleted
+        owners = corpus.columns["owners"]
+        ranked = ((corpus.ids.id_of(row), row, score) for row, score in _popular(corpus))
+        left = (
+            Candidate(video_id, self.source, score, owners[row].item())
+            for video_id, row, score in ranked
+            if video_id not in deleted
+        )
+        return list(islice(left, _MARGIN * count + context.excluded_count))
+
+
+def _popular(corpus: Corpus) -> Iterable[tuple[int, float]]:
+    """Rows and scores, most popular first."""
+    return zip(corpus.popular.tolist(), corpus.popularity.tolist(), strict=True)

@@ -5,7 +5,7 @@ generations while one is built; readers use the current one, which is complete, 
 every answer that it still is the current one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from redis.asyncio.client import Pipeline
 from keek_server.errors import UnavailableError
 from keek_server.interactions.connection import redis_deadline
 from keek_server.interactions.keys import ProjectionKeys
-from keek_server.interactions.kinds import InteractionKind
+from keek_server.interactions.kinds import KINDS, InteractionKind
 
 Queue = Callable[[Pipeline, str], object]
 """Puts commands into a pipeline, given the key prefix of a generation."""
@@ -80,6 +80,19 @@ class Projection:
         history, seen = await self.read(queue)
         return UserState([_entry(raw) for raw in history], frozenset(seen))
 
+    async def histories(self, user_ids: Sequence[str], length: int) -> list[list[HistoryEntry]]:
+        """The latest `length` interactions of each user, newest last, in one round trip.
+
+        Raises:
+            UnavailableError: When Redis is down, or the projection is not complete yet.
+        """
+
+        def queue(pipeline: Pipeline, prefix: str) -> None:
+            for user_id in user_ids:
+                pipeline.lrange(f"{prefix}history:{user_id}", -length, -1)
+
+        return [[_entry(raw) for raw in history] for history in await self.read(queue)]
+
     async def read(self, queue: Queue) -> list[Any]:
         """The answers of a generation to what `queue` asks, in one round trip.
 
@@ -102,4 +115,4 @@ class Projection:
 
 def _entry(raw: str) -> HistoryEntry:
     kind, event_time_us, video_id = raw.split(":", 2)
-    return HistoryEntry(video_id, InteractionKind(int(kind)), int(event_time_us))
+    return HistoryEntry(video_id, KINDS[int(kind)], int(event_time_us))

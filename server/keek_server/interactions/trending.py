@@ -5,7 +5,7 @@ between events, so that a position in the list is a score, and stays one while t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -18,6 +18,12 @@ from keek_server.settings import Settings
 
 RISING_CANDIDATES = 1000
 """Videos with the most weight by the short half-life: those the rising list is chosen from."""
+
+Known = Callable[[Iterable[str]], Awaitable[Container[str]]]
+"""Gives those of some videos that there are: a video that was deleted trends on until its score is gone."""
+
+_READS = 4
+_LATER_READ = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,12 @@ class TrendingPage:
 
     videos: list[TrendingVideo]
     end: Position
+    is_last: bool
+    """Whether the list ends here. Another page may be short, or empty, where most of its videos are gone."""
+
+
+async def _all(video_ids: Iterable[str]) -> Container[str]:
+    return frozenset(video_ids)
 
 
 class Trending:
@@ -71,13 +83,39 @@ class Trending:
             raise SetupError(f"trending is not kept per {kind.value} (KEEK_TRENDING_SCOPES)")
         return kind.of(value)
 
-    async def top(self, limit: int, *, scope: str = EVERYTHING, after: Position = Position()) -> TrendingPage:
+    async def top(
+        self, limit: int, *, known: Known = _all, scope: str = EVERYTHING, after: Position = Position()
+    ) -> TrendingPage:
         """The strongest videos behind a position; those that a window without events leaves behind are out.
+
+        Those that are not known are passed over, to a bound.
 
         Raises:
             UnavailableError: When Redis is down, or the projection is not complete yet.
         """
         zero = now_us() / 1e6 / self._half_life_s
+        videos: list[TrendingVideo] = []
+        count = limit
+        for _ in range(_READS):
+            rows = await self._rows(scope, after, zero, count)
+            names = await known(video_id for video_id, _ in rows)
+            places = [place for place, (video_id, _) in enumerate(rows) if video_id in names]
+            places = places[: limit - len(videos)]
+            videos += [TrendingVideo(rows[place][0], 2.0 ** (rows[place][1] - zero)) for place in places]
+            is_full = len(videos) == limit
+            # What is read beyond the page belongs to the next one.
+            used = rows[: places[-1] + 1] if is_full else rows
+            after = _end(after, [score for _, score in used])
+            is_last = len(used) == len(rows) < count
+            if is_full or is_last:
+                break
+            count = max(count, _LATER_READ)
+        return TrendingPage(videos, after, is_last)
+
+    async def _rows(
+        self, scope: str, after: Position, zero: float, count: int
+    ) -> Sequence[tuple[str, float]]:
+        """The next `count` of a list, with the logarithms of their scores."""
         floor = zero - self._window_s / self._half_life_s + self._lightest
         (rows,) = await self._projection.read(
             lambda pipeline, prefix: pipeline.zrevrangebyscore(
@@ -85,15 +123,18 @@ class Trending:
                 repr(after.log2_score),
                 floor,
                 start=after.ties,
-                num=limit,
+                num=count,
                 withscores=True,
             )
         )
-        videos = [TrendingVideo(video_id, 2.0 ** (score - zero)) for video_id, score in rows]
-        return TrendingPage(videos, _end(after, [score for _, score in rows]))
+        return list(rows)
 
-    async def rising(self, limit: int, *, scope: str = EVERYTHING, offset: int = 0) -> list[TrendingVideo]:
+    async def rising(
+        self, limit: int, *, known: Known = _all, scope: str = EVERYTHING, offset: int = 0
+    ) -> list[TrendingVideo]:
         """The videos whose weight grows fastest, by the ratio of a short and a long half-life.
+
+        Those that are not known are left out.
 
         A stream of r weights a second settles at a decayed sum of r * half_life / ln 2. So the
         ratio of both sums, each divided by its half-life, is 1 for a video whose stream is steady.
@@ -114,11 +155,12 @@ class Trending:
         (scores,) = await self._projection.read(
             lambda pipeline, prefix: pipeline.zmscore(f"{prefix}trending:{scope}", [row[0] for row in rows])
         )
+        names = await known(video_id for video_id, _ in rows)
         steady = math.log2(self._half_life_s / self._rising_half_life_s)
         ranked = [
             TrendingVideo(video_id, 2.0 ** ((short - zero_rising) - (long - zero) + steady))
             for (video_id, short), long in zip(rows, scores, strict=True)
-            if long is not None
+            if long is not None and video_id in names
         ]
         ranked.sort(key=lambda video: (-video.score, video.video_id))
         return ranked[offset : offset + limit]

@@ -24,7 +24,6 @@ class CatalogueFollower:
         self._poll_s = poll_s
         self._woken = asyncio.Event()
         self._seq: int | None = None
-        self._failing = False
 
     def notify(self) -> None:
         """Says that there is a change."""
@@ -32,41 +31,43 @@ class CatalogueFollower:
 
     async def run(self) -> None:
         """Follows until cancelled."""
+        failing = False
         while True:
             self._woken.clear()
             try:
-                await self.catch_up()
+                await self._follow()
             except KeekError as error:
-                if not self._failing:
+                if not failing:
                     logger.warning("videos that changed have to wait: %s", error)
-                self._failing = True
+                failing = True
             else:
-                self._failing = False
+                failing = False
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._poll_s):
                     await self._woken.wait()
 
-    async def catch_up(self) -> None:
-        """Applies all changes up to now.
+    async def apply(self) -> None:
+        """Applies the deletions up to now; new videos follow by themselves.
 
         Raises:
-            UnavailableError: When the database or Triton fails; deletions that were read are applied.
+            UnavailableError: When the database fails.
         """
-        last = await self._feed.last()
-        if last == self._seq:
-            if self._failing:
-                await self._bring_to_releases()
-            return
-        await self._forget_briefs(last)
-        await self._bring_to_releases()
+        await self._forget_briefs(await self._feed.last())
+        for fresh in self._live.followed():
+            await fresh.apply()
 
-    async def _bring_to_releases(self) -> None:
-        if self._live.current is not None:
-            await self._live.current.fresh.catch_up()
+    async def _follow(self) -> None:
+        last = await self._feed.last()
+        await self._forget_briefs(last)
+        for fresh in self._live.followed():
+            # By each release's own cursor: one that was swapped in may lack what another one has.
+            if fresh.is_behind(last):
+                await fresh.catch_up()
 
     async def _forget_briefs(self, last: int) -> None:
-        seq = last if self._seq is None else self._seq
-        while seq < last and (changes := await self._feed.read(seq, _PAGE)):
-            self._catalogue.forget(change.video_id for change in changes)
-            seq = changes[-1].seq
-        self._seq = last
+        if self._seq is None:
+            self._catalogue.forget_all()
+            self._seq = last
+        while self._seq < last and (changed := await self._feed.read_ids(self._seq, _PAGE)):
+            self._catalogue.forget(video_id for _, video_id in changed)
+            self._seq = changed[-1][0]

@@ -49,35 +49,52 @@ class FreshVideos:
         self._fresh_limit = fresh_limit
         self._seq = release.manifest.catalogue_seq
         self._waiting: dict[str, Change] = {}
-        self._turn = asyncio.Lock()
+        self._reading, self._embedding = asyncio.Lock(), asyncio.Lock()
 
-    async def catch_up(self) -> None:
-        """Applies all changes up to now.
+    def is_behind(self, last_seq: int) -> bool:
+        """Whether changes up to `last_seq` are missing."""
+        return self._seq < last_seq or bool(self._waiting)
+
+    async def apply(self) -> None:
+        """Reads all changes up to now. Deletions hold when this returns; new videos wait for `catch_up`.
 
         Raises:
-            UnavailableError: When the database or Triton fails. Deletions that were read are applied
-                all the same; what is missing comes with the next call.
+            UnavailableError: When the database fails.
         """
-        async with self._turn:
+        async with self._reading:
             while changes := await self._feed.read(self._seq, _PAGE):
                 self._take(changes)
                 self._seq = changes[-1].seq
                 if len(changes) < _PAGE:
-                    break
+                    return
+
+    async def catch_up(self) -> None:
+        """Brings all changes up to now into the index.
+
+        Raises:
+            UnavailableError: When the database or Triton fails; what is missing comes with the next call.
+        """
+        async with self._embedding:
+            await self.apply()
             while batch := list(islice(self._waiting.values(), _BATCH)):
                 await self._embed(batch)
+                # A deletion must not wait until all are embedded.
+                await self.apply()
 
     def _take(self, changes: Sequence[Change]) -> None:
+        gone = []
         for change in changes:
             # Put anew, so that the oldest stands first.
             self._waiting.pop(change.video_id, None)
             if change.state is VideoState.DELETED:
                 self.deleted.add(change.video_id)
-                self.index.remove([change.video_id])
+                gone.append(change.video_id)
                 continue
             self.deleted.discard(change.video_id)
             if change.state is VideoState.READY:
                 self._waiting[change.video_id] = change
+        if gone:
+            self.index.remove(gone)
         if (surplus := len(self._waiting) - self._fresh_limit) > 0:
             logger.warning("more than %d videos are newer than the release's index", self._fresh_limit)
             for video_id in list(islice(self._waiting, surplus)):
@@ -90,12 +107,15 @@ class FreshVideos:
             vectors = await self._towers.vectors(
                 VIDEO_TOWER, tower.version, self._features(batch), deadline_s=_DEADLINE_S
             )
-        for change in batch:
+        # Those that have changed again meanwhile wait for their next turn.
+        current = [self._waiting.get(change.video_id) is change for change in batch]
+        for change in compress(batch, current):
             del self._waiting[change.video_id]
         usable = np.asarray(np.isfinite(vectors).all(axis=1))
         if not usable.all():
             logger.error("video_tower version %d gave vectors that are not finite", tower.version)
-            batch, vectors = list(compress(batch, usable)), vectors[usable]
+        kept = usable & np.array(current)
+        batch, vectors = list(compress(batch, kept)), vectors[kept]
         self.index.put([change.video_id for change in batch], self._columns(batch, vectors))
 
     def _features(self, batch: Sequence[Change]) -> dict[str, npt.NDArray[np.generic]]:

@@ -13,7 +13,7 @@ from keek_server.releases.registry import ReleaseRegistry
 from keek_server.releases.release import VIDEO_COLUMNS, Audience, Release
 from keek_server.retrieval.fresh import VECTORS
 from keek_server.retrieval.live import LiveIndex
-from keek_server.retrieval.searcher import Searcher
+from keek_server.retrieval.searcher import SIDE_BATCH, Searcher
 from keek_server.settings import Settings
 from keek_server.towers.client import TowerClient
 from keek_server.towers.clip import Clip
@@ -71,8 +71,14 @@ class LiveRelease:
         self._settings = settings
         self._changed = asyncio.Event()
         self._executors = executors
+        self._preparing: FreshVideos | None = None
         self.current: ServingRelease | None = None
         """None until the first release is active and ready."""
+
+    def followed(self) -> list[FreshVideos]:
+        """What changes of the catalogue have to reach: the current release, and one that is made ready."""
+        own = [] if self.current is None else [self.current.fresh]
+        return own if self._preparing is None else [*own, self._preparing]
 
     async def wait(self) -> ServingRelease:
         """The current release, waiting for the first one."""
@@ -111,9 +117,13 @@ class LiveRelease:
         release = await asyncio.to_thread(Release.open, self._settings.release_dir / active)
         await self._warm_up(release)
         serving = self._prepare(release, await self._open_clip(release))
-        # Before the swap: what was uploaded while the release was built would vanish for a moment.
-        await serving.fresh.catch_up()
-        self.current = serving
+        self._preparing = serving.fresh
+        try:
+            # Before the swap: what was uploaded while the release was built would vanish for a moment.
+            await serving.fresh.catch_up()
+            self.current = serving
+        finally:
+            self._preparing = None
         self._changed.set()
         logger.info("serving release %s: %d videos", release.id, len(release.corpus.ids))
 
@@ -126,10 +136,18 @@ class LiveRelease:
             UserVectors(self._towers, release.manifest.user_tower.version),
             fresh,
             Searcher(fresh.index, self._executors.feeds),
-            Searcher(fresh.index, self._executors.searches),
+            self._side_searcher(fresh.index),
             audience,
-            Searcher(audience, self._executors.searches),
+            self._side_searcher(audience),
             clip,
+        )
+
+    def _side_searcher(self, index: LiveIndex) -> Searcher:
+        return Searcher(
+            index,
+            self._executors.searches,
+            max_batch=SIDE_BATCH,
+            max_delay_s=self._settings.search_delay_s,
         )
 
     async def _open_clip(self, release: Release) -> Clip | None:

@@ -55,6 +55,8 @@ class Manifest(BaseModel):
     """How many of a user's latest interactions the user tower reads."""
     catalogue_seq: int = 0
     """The last change of the catalogue that the index holds; later ones make up the fresh part."""
+    log_seq: int = 0
+    """The last row of the log when the users were embedded; who was active since gets a new vector."""
     index: IndexReport
     """By the vectors of the video tower."""
     clip_index: IndexReport | None = None

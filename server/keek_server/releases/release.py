@@ -8,6 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from keek_server.errors import SetupError
 from keek_server.releases.manifest import Manifest
 from keek_server.retrieval.fresh import VECTORS, Column, Columns
 from keek_server.retrieval.ids import IdTable, Rows
@@ -137,6 +138,15 @@ class Release:
             SetupError: When the folder holds no complete release.
         """
         manifest = Manifest.load(folder)
+        try:
+            return cls._open(folder, manifest)
+        except FileNotFoundError as error:
+            raise SetupError(
+                f"release {manifest.release_id} lacks {Path(error.filename or '').name}: publish again"
+            ) from error
+
+    @classmethod
+    def _open(cls, folder: Path, manifest: Manifest) -> "Release":
         clip, users = manifest.clip_index, manifest.user_index
         return cls(
             manifest,

@@ -36,13 +36,14 @@ class _Block:
     arrays: dict[str, npt.NDArray[Any]]
     count: int = 0
     """Set last, when a row is complete."""
+    living: int = 0
 
 
 class FreshPart:
     """Rows that come and go while they are searched: one writer, readers in any thread.
 
-    A row is never changed: one that is replaced or removed is marked dead. When the limit is passed, the
-    oldest block of rows goes.
+    A row is never changed: one that is replaced or removed is marked dead. When more rows live than the
+    limit, the oldest block of rows goes.
     """
 
     def __init__(self, columns: Mapping[str, Column], *, limit: int) -> None:
@@ -52,7 +53,9 @@ class FreshPart:
             limit: Rows kept, rounded up to whole blocks.
         """
         self._columns = columns
-        self._most_blocks = -(-limit // _BLOCK_ROWS) + 1
+        self._limit = limit
+        # Beyond this, at least one block is mostly dead rows.
+        self._most_blocks = 2 * -(-limit // _BLOCK_ROWS) + 2
         self._blocks: tuple[_Block, ...] = ()
         self._places: dict[str, tuple[_Block, int]] = {}
 
@@ -63,24 +66,71 @@ class FreshPart:
     def __contains__(self, id_: str) -> bool:
         return id_ in self._places
 
-    def put(self, ids: Sequence[str], columns: Columns) -> None:
-        """Adds rows; one of an id that is there takes its place."""
-        for row, id_ in enumerate(ids):
-            self.remove(id_)
-            block = self._open_block()
-            place = block.count
-            for name, array in block.arrays.items():
-                array[place] = columns[name][row]
-            block.ids.append(id_)
-            block.alive[place] = True
-            block.count = place + 1
-            self._places[id_] = block, place
+    def put(self, ids: Sequence[str], columns: Columns) -> list[str]:
+        """Adds rows; one of an id that is there, or stands before it, takes its place.
+
+        Returns:
+            The ids of rows that had to go for them.
+        """
+        gone: list[str] = []
+        start = 0
+        while start < len(ids):
+            if not self._blocks or self._blocks[-1].count == _BLOCK_ROWS:
+                gone += self._make_room()
+            start = self._fill(ids, columns, start)
+        return gone
 
     def remove(self, id_: str) -> None:
         """Nothing happens where there is no such row."""
         if (found := self._places.pop(id_, None)) is not None:
-            block, place = found
-            block.alive[place] = False
+            _kill(*found)
+
+    def _fill(self, ids: Sequence[str], columns: Columns, start: int) -> int:
+        """Adds the rows from `start` on that fit into the last block; gives where to go on."""
+        block = self._blocks[-1]
+        place = block.count
+        end = min(len(ids), start + _BLOCK_ROWS - place)
+        behind = place + end - start
+        for name, array in block.arrays.items():
+            array[place:behind] = columns[name][start:end]
+        block.ids += ids[start:end]
+        block.alive[place:behind] = True
+        block.living += end - start
+        block.count = behind
+        # After the new rows can be found: whoever searches meanwhile finds one of both, or both.
+        for offset, id_ in enumerate(ids[start:end]):
+            if (old := self._places.get(id_)) is not None:
+                _kill(*old)
+            self._places[id_] = block, place + offset
+        return end
+
+    def _make_room(self) -> list[str]:
+        """Opens a block; gives the ids that have gone with old ones."""
+        gone: list[str] = []
+        kept = [block for block in self._blocks if block.living]
+        while len(self._places) > self._limit and kept:
+            gone += self._forget(kept.pop(0))
+        arrays = {
+            name: np.zeros((_BLOCK_ROWS, *column.shape), column.dtype)
+            for name, column in self._columns.items()
+        }
+        self._blocks = (*kept, _Block([], np.zeros(_BLOCK_ROWS, np.bool_), arrays))
+        if len(self._blocks) > self._most_blocks:
+            self._move(min(kept, key=lambda block: block.living))
+        return gone
+
+    def _forget(self, block: _Block) -> list[str]:
+        ids = [block.ids[place] for place in np.flatnonzero(block.alive[: block.count]).tolist()]
+        for id_ in ids:
+            del self._places[id_]
+        return ids
+
+    def _move(self, block: _Block) -> None:
+        """Moves the living rows of a block into the one that was just opened, which has room for all."""
+        rows = np.flatnonzero(block.alive[: block.count])
+        columns = {name: array[rows] for name, array in block.arrays.items()}
+        self._fill([block.ids[place] for place in rows.tolist()], columns, 0)
+        self._blocks = tuple(other for other in self._blocks if other is not block)
 
     def get(self, id_: str, column: str) -> npt.NDArray[Any] | None:
         """One value of one row; None where there is no such row."""
@@ -106,20 +156,6 @@ class FreshPart:
             rows = np.concatenate([rows, found[1] + number * _BLOCK_ROWS], axis=1)
         return FreshHits(scores, rows, blocks)
 
-    def _open_block(self) -> _Block:
-        if not self._blocks or self._blocks[-1].count == _BLOCK_ROWS:
-            arrays = {
-                name: np.zeros((_BLOCK_ROWS, *column.shape), column.dtype)
-                for name, column in self._columns.items()
-            }
-            self._blocks = (*self._blocks, _Block([], np.zeros(_BLOCK_ROWS, np.bool_), arrays))
-            if len(self._blocks) > self._most_blocks:
-                for id_ in self._blocks[0].ids:
-                    if self._places.get(id_, (None,))[0] is self._blocks[0]:
-                        del self._places[id_]
-                self._blocks = self._blocks[1:]
-        return self._blocks[-1]
-
 
 @dataclass(frozen=True, slots=True)
 class FreshHits:
@@ -140,6 +176,11 @@ class FreshHits:
         return self.blocks[row // _BLOCK_ROWS].arrays[column][row % _BLOCK_ROWS]
 
 
+def _kill(block: _Block, place: int) -> None:
+    block.alive[place] = False
+    block.living -= 1
+
+
 def _search_block(
     block: _Block, queries: Vectors, k: int, allowed: Allowed | None, by: str
 ) -> tuple[Scores, Rows]:
@@ -150,7 +191,8 @@ def _search_block(
         mask = mask & allowed(columns)
     scores: Scores = queries @ columns[by].astype(np.float32, copy=False).T
     # A row without a vector, as of a video that no CLIP saw, is NaN throughout and sinks.
-    scores[:, ~mask | np.isnan(scores).any(axis=0)] = -np.inf
+    scores[~np.isfinite(scores)] = -np.inf
+    scores[:, ~mask] = -np.inf
     if count > k:
         rows = np.argpartition(scores, count - k, axis=1)[:, count - k :]
         return np.take_along_axis(scores, rows, axis=1), rows

@@ -90,14 +90,15 @@ class LiveIndex:
 
     def put(self, ids: Sequence[str], columns: Columns) -> None:
         """Adds rows, or replaces those of the same ids."""
-        self.fresh.put(ids, columns)
-        self._bury(ids)
+        # Rows that leave the fresh part leave the main part's own row, if there is one, as it was built.
+        self._set_dead(self.fresh.put(ids, columns), dead=False)
+        self._set_dead(ids, dead=True)
 
     def remove(self, ids: Sequence[str]) -> None:
         """Removes rows; ids that have none are passed over."""
         for id_ in ids:
             self.fresh.remove(id_)
-        self._bury(ids)
+        self._set_dead(ids, dead=True)
 
     def value(self, id_: str, column: str) -> npt.NDArray[Any] | None:
         """One value of a row that lives; None where there is none."""
@@ -155,7 +156,8 @@ class LiveIndex:
         return chosen if alive is None else chosen & alive
 
     def _merged(self, query: Query, scores: Scores, rows: Rows, fresh: FreshHits, place: int) -> Hits:
-        found = rows >= 0
+        # What was replaced since the main part was searched is in the fresh part by now.
+        found = (rows >= 0) & ~self._dead[rows]
         scores = np.concatenate([scores[found], fresh.scores[place]])
         rows = np.concatenate([rows[found], fresh.rows[place] + len(self.ids)])
         # Equal scores in the order of rows, so that the pages of a search follow each other.
@@ -163,7 +165,9 @@ class LiveIndex:
         order = order[np.isfinite(scores[order])]
         return Hits(scores[order], rows[order], self.ids, fresh)
 
-    def _bury(self, ids: Sequence[str]) -> None:
+    def _set_dead(self, ids: Sequence[str], *, dead: bool) -> None:
         rows = self.ids.rows_of(ids)
-        self._dead[rows[rows >= 0]] = True
-        self._dead_count = int(np.count_nonzero(self._dead))
+        rows = np.unique(rows[rows >= 0])
+        changed = rows[self._dead[rows] != dead]
+        self._dead[changed] = dead
+        self._dead_count += len(changed) if dead else -len(changed)

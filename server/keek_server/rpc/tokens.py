@@ -18,9 +18,13 @@ def decode_token(token: str) -> str:
         InvalidArgumentError: When it is no token.
     """
     try:
-        return base64.b64decode(token, altchars=b"-_", validate=True).decode()
+        position = base64.b64decode(token, altchars=b"-_", validate=True).decode()
     except (binascii.Error, UnicodeDecodeError) as error:
         raise InvalidArgumentError.of("page_token", "is not a token of this service") from error
+    if "\0" in position:
+        # No id holds one, and PostgreSQL takes none in a text.
+        raise InvalidArgumentError.of("page_token", "is not a token of this service")
+    return position
 
 
 def decode_offset(token: str, limit: int) -> int:

@@ -11,6 +11,7 @@ from keek_server.interactions.trending import RISING_CANDIDATES, Position, Trend
 from keek_server.interactions.watch import WATCHED, TrendingWatch
 from keek_server.rpc.guard import Context
 from keek_server.rpc.tokens import decode_offset, decode_token, encode_token
+from keek_server.videos.catalogue import Catalogue
 
 _DEFAULT_PAGE_SIZE = 10
 _RISING = pb.TrendingRanking.TRENDING_RANKING_RISING
@@ -19,8 +20,9 @@ _RISING = pb.TrendingRanking.TRENDING_RANKING_RISING
 class TrendingServicer(trending_service_pb2_grpc.TrendingServiceServicer):
     """See proto/keek/v1/trending_service.proto."""
 
-    def __init__(self, trending: Trending) -> None:
+    def __init__(self, trending: Trending, catalogue: Catalogue) -> None:
         self._trending = trending
+        self._known = catalogue.briefs
         self._watch = TrendingWatch()
 
     async def ListTrending(
@@ -31,13 +33,14 @@ class TrendingServicer(trending_service_pb2_grpc.TrendingServiceServicer):
         scope = self._scope(request)
         if request.ranking == _RISING:
             offset = decode_offset(request.page_token, RISING_CANDIDATES)
-            videos = await self._trending.rising(limit, scope=scope, offset=offset)
+            videos = await self._trending.rising(limit, known=self._known, scope=scope, offset=offset)
             more = len(videos) == limit and offset + limit < RISING_CANDIDATES
             token = encode_token(str(offset + limit)) if more else ""
         else:
-            page = await self._trending.top(limit, scope=scope, after=_decode_position(request.page_token))
+            after = _decode_position(request.page_token)
+            page = await self._trending.top(limit, known=self._known, scope=scope, after=after)
             videos = page.videos
-            token = _encode_position(page.end) if len(videos) == limit else ""
+            token = "" if page.is_last else _encode_position(page.end)
         return pb.ListTrendingResponse(videos=_encode(videos), next_page_token=token)
 
     async def WatchTrending(
@@ -49,8 +52,8 @@ class TrendingServicer(trending_service_pb2_grpc.TrendingServiceServicer):
 
         async def read() -> list[TrendingVideo]:
             if is_rising:
-                return await self._trending.rising(WATCHED, scope=scope)
-            return (await self._trending.top(WATCHED, scope=scope)).videos
+                return await self._trending.rising(WATCHED, known=self._known, scope=scope)
+            return (await self._trending.top(WATCHED, known=self._known, scope=scope)).videos
 
         before: dict[str, None] = {}
         name = f"{'rising' if is_rising else 'top'} {scope}"

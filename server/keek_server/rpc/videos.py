@@ -1,7 +1,8 @@
 """VideoService: decode, call, encode."""
 
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from keek_server.towers.contract import CLIP_DIMENSION
 from keek_server.videos.catalogue import MUTABLE, Catalogue
 from keek_server.videos.library import Library
 from keek_server.videos.receiver import Receiver
+from keek_server.videos.slots import timely
 from keek_server.videos.video import ClipVector, Video
 from keek_server.videos.watch import VideoWatch
 
@@ -26,11 +28,28 @@ _LENGTH_TOLERANCE = 0.01
 class VideoServicer(video_service_pb2_grpc.VideoServiceServicer):
     """See proto/keek/v1/video_service.proto."""
 
-    def __init__(self, catalogue: Catalogue, library: Library, receiver: Receiver, watch: VideoWatch) -> None:
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        library: Library,
+        receiver: Receiver,
+        watch: VideoWatch,
+        *,
+        upload_idle_s: float,
+    ) -> None:
+        """
+        Args:
+            catalogue: Of all videos.
+            library: For changes of it.
+            receiver: For uploads.
+            watch: Tells how far they are.
+            upload_idle_s: How long the next message of an upload may take.
+        """
         self._catalogue = catalogue
         self._library = library
         self._receiver = receiver
         self._watch = watch
+        self._upload_idle_s = upload_idle_s
 
     async def GetVideo(self, request: pb.GetVideoRequest, _context: Context) -> pb.GetVideoResponse:
         """One video."""
@@ -58,6 +77,7 @@ class VideoServicer(video_service_pb2_grpc.VideoServiceServicer):
         self, requests: AsyncIterator[pb.UploadVideoRequest], _context: Context
     ) -> pb.UploadVideoResponse:
         """One call of an upload."""
+        requests = timely(requests, self._upload_idle_s)
         first = await anext(requests, None)
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidArgumentError.of("header", "must be the first message")
@@ -104,15 +124,17 @@ class VideoServicer(video_service_pb2_grpc.VideoServiceServicer):
 
     async def WatchVideo(
         self, request: pb.WatchVideoRequest, _context: Context
-    ) -> AsyncIterator[pb.WatchVideoResponse]:
+    ) -> AsyncGenerator[pb.WatchVideoResponse, None]:
         """The states of a video, until the last one."""
-        async for progress in self._watch.follow(request.video_id):
-            yield pb.WatchVideoResponse(
-                state=progress.state.value,  # type: ignore[arg-type]
-                received_bytes=progress.received_bytes,
-                size_bytes=progress.size_bytes,
-                reason=progress.reason,
-            )
+        # Closed at once: who is gone must not keep a place.
+        async with aclosing(self._watch.follow(request.video_id)) as states:
+            async for progress in states:
+                yield pb.WatchVideoResponse(
+                    state=progress.state.value,  # type: ignore[arg-type]
+                    received_bytes=progress.received_bytes,
+                    size_bytes=progress.size_bytes,
+                    reason=progress.reason,
+                )
 
 
 async def _chunks(requests: AsyncIterator[pb.UploadVideoRequest]) -> AsyncIterator[bytes]:

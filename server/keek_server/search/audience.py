@@ -2,6 +2,9 @@
 
 import asyncio
 import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -11,16 +14,23 @@ from keek_server.feed.history import history_inputs
 from keek_server.interactions.log import InteractionLog
 from keek_server.interactions.projection import Projection
 from keek_server.releases.live import LiveRelease, ServingRelease
+from keek_server.towers.users import UserInputs
 
 logger = logging.getLogger(__name__)
 
 _ROWS = 1000
+_ROWS_BACK = 200_000
+"""The most rows that are read again for a new release."""
 _USERS = 64
 """Users a round: feeds share the user tower."""
+_USERS_A_TRIP = 16
+"""Users whose histories are read at once: they are decoded on the event loop."""
+_WAITING = 10_000
+"""Users that wait; of more, the latest."""
 
 
 class AudienceFollower:
-    """Gives users who interact their new vectors; of more users than it can serve, the latest."""
+    """Gives users who interact their new vectors, those who were active last first."""
 
     def __init__(
         self, log: InteractionLog, projection: Projection, live: LiveRelease, *, poll_s: float
@@ -29,12 +39,12 @@ class AudienceFollower:
         self._projection = projection
         self._live = live
         self._poll_s = poll_s
+        self._serving: ServingRelease | None = None
         self._seq = 0
-        self._waiting: dict[str, None] = {}
+        self._waiting: OrderedDict[str, None] = OrderedDict()
 
     async def run(self) -> None:
-        """Follows the log from its present end, until cancelled."""
-        self._seq = (await self._log.extent()).last_seq
+        """Follows the log from where the users of the current release end, until cancelled."""
         while True:
             try:
                 await self.catch_up()
@@ -43,32 +53,56 @@ class AudienceFollower:
             await asyncio.sleep(self._poll_s)
 
     async def catch_up(self) -> None:
-        """Reads what was appended, and embeds the users that were active last.
+        """Reads what was appended, and embeds some of the users that wait.
 
         Raises:
-            UnavailableError: When a part is down; the users come again with their next interaction.
+            UnavailableError: When a part is down; the users wait on.
         """
-        while rows := await self._log.read(self._seq, _ROWS):
+        serving = self._live.current
+        if serving is None:
+            return
+        if serving is not self._serving:
+            await self._start(serving)
+        await self._read()
+        chosen = list(islice(reversed(self._waiting), _USERS))
+        if chosen:
+            await self._embed(serving, chosen)
+            for user_id in chosen:
+                del self._waiting[user_id]
+
+    async def _start(self, serving: ServingRelease) -> None:
+        """Goes back to where the release's own users end. Those who wait already wait on."""
+        last_seq = (await self._log.extent()).last_seq
+        self._seq = min(max(serving.release.manifest.log_seq, last_seq - _ROWS_BACK), last_seq)
+        self._serving = serving
+
+    async def _read(self) -> None:
+        # No further than the histories go: who is embedded too early would wait for the next interaction.
+        end = await self._projection.watermark()
+        while rows := [row for row in await self._log.read(self._seq, _ROWS) if row.seq <= end]:
             self._seq = rows[-1].seq
             for row in rows:
-                self._waiting.pop(row.user_id, None)
                 self._waiting[row.user_id] = None
+                self._waiting.move_to_end(row.user_id)
+            while len(self._waiting) > _WAITING:
+                self._waiting.popitem(last=False)
             if len(rows) < _ROWS:
-                break
-        chosen = list(self._waiting)[-_USERS:]
-        self._waiting.clear()
-        if chosen and self._live.current is not None:
-            await self._embed(self._live.current, chosen)
+                return
 
-    async def _embed(self, serving: ServingRelease, user_ids: list[str]) -> None:
-        length = serving.release.manifest.history_length
-        now = now_us()
-        inputs = []
-        for user_id in user_ids:
-            history = (await self._projection.user(user_id)).history[-length:]
-            own = history_inputs(serving.fresh.index, user_id, history, now)
-            if len(own.kinds):
-                inputs.append(own)
+    async def _embed(self, serving: ServingRelease, user_ids: Sequence[str]) -> None:
+        inputs: list[UserInputs] = []
+        for start in range(0, len(user_ids), _USERS_A_TRIP):
+            inputs += await self._inputs(serving, user_ids[start : start + _USERS_A_TRIP])
         if inputs:
             vectors = await asyncio.gather(*map(serving.users.vector, inputs))
             serving.audience.put([own.user_id for own in inputs], {"vectors": np.stack(vectors)})
+
+    async def _inputs(self, serving: ServingRelease, user_ids: Sequence[str]) -> list[UserInputs]:
+        """Of those who have interacted with any video of the release."""
+        histories = await self._projection.histories(user_ids, serving.release.manifest.history_length)
+        now = now_us()
+        inputs = (
+            history_inputs(serving.fresh.index, user_id, history, now)
+            for user_id, history in zip(user_ids, histories, strict=True)
+        )
+        return [own for own in inputs if len(own.kinds)]

@@ -1,6 +1,8 @@
 """Searches of one release: by what videos show, by who likes them, and for people."""
 
+import asyncio
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 
@@ -8,7 +10,7 @@ from keek_server.errors import NotFoundError, SetupError
 from keek_server.releases.live import LiveRelease, ServingRelease
 from keek_server.releases.release import CLIP
 from keek_server.retrieval.fresh import VECTORS
-from keek_server.retrieval.live import Query
+from keek_server.retrieval.live import Hits, LiveIndex, Query
 from keek_server.search.filters import VideoFilter
 from keek_server.towers.clip import Clip
 from keek_server.towers.features import Float32Array
@@ -18,8 +20,13 @@ from keek_server.videos.decoding.decoder import Decoder
 LIMIT = 1000
 """The most that one search finds, over all its pages."""
 
-_SIMILAR_CANDIDATES = 500
+_SIMILAR_CANDIDATES = LIMIT + 1
+"""The same for every page: of more candidates, others would stand first."""
+_REPEATS = 32
+"""Found beyond what is asked for, in place of videos that stand twice."""
 _LEAST_NORM = 1e-12
+
+Ranking = list[tuple[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +34,8 @@ class Found:
     """What a search found, and the release that it searched."""
 
     serving: ServingRelease
-    scores: list[tuple[str, float]]
-    """Ids with their scores, best first."""
+    scores: Ranking
+    """Ids with their scores, best first, each id once."""
 
 
 class Finder:
@@ -81,22 +88,17 @@ class Finder:
         """
         serving = self._live.serving()
         vector = _vector_of(serving, video_id)
-        videos = serving.fresh.index
-        k = max(count + 1, _SIMILAR_CANDIDATES)
-        hits = await serving.side_searcher.search(Query(vector, k, filter_.mask if filter_.is_set else None))
-        ids = [id_ for id_ in hits.found_ids() if id_ != video_id]
-        known, vectors = videos.vectors_of(ids)
-        ids = [id_ for id_, is_known in zip(ids, known, strict=True) if is_known]
-        cosines = _unit(vectors) @ _unit(vector[None])[0]
-        best = np.argsort(-cosines, kind="stable")[:count]
-        return Found(serving, [(ids[place], float(cosines[place])) for place in best])
+        query = Query(vector, _SIMILAR_CANDIDATES, filter_.mask if filter_.is_set else None)
+        hits = await serving.side_searcher.search(query)
+        ranking = await asyncio.to_thread(_by_cosine, serving.fresh.index, hits, vector)
+        return Found(serving, [hit for hit in ranking if hit[0] != video_id][:count])
 
     async def audience(self, video_id: str, count: int) -> Found:
         """The users whose vectors have the largest dot product with a video's."""
         serving = self._live.serving()
         vector = _vector_of(serving, video_id)
-        hits = await serving.audience_searcher.search(Query(vector, count))
-        return Found(serving, list(zip(hits.found_ids(), hits.scores.tolist(), strict=True)))
+        hits = await serving.audience_searcher.search(Query(vector, count + _REPEATS))
+        return Found(serving, (await asyncio.to_thread(_by_score, hits))[:count])
 
     def _clip(self) -> tuple[ServingRelease, Clip]:
         serving = self._live.serving()
@@ -107,9 +109,9 @@ class Finder:
     async def _look_alikes(
         self, serving: ServingRelease, vector: Float32Array, filter_: VideoFilter, count: int
     ) -> Found:
-        query = Query(vector, count, filter_.mask if filter_.is_set else None, CLIP)
+        query = Query(vector, count + _REPEATS, filter_.mask if filter_.is_set else None, CLIP)
         hits = await serving.side_searcher.search(query)
-        return Found(serving, list(zip(hits.found_ids(), hits.scores.tolist(), strict=True)))
+        return Found(serving, (await asyncio.to_thread(_by_score, hits))[:count])
 
 
 def _vector_of(serving: ServingRelease, video_id: str) -> Float32Array:
@@ -117,6 +119,26 @@ def _vector_of(serving: ServingRelease, video_id: str) -> Float32Array:
     if vector is None:
         raise NotFoundError(f"no video {video_id!r} in release {serving.release.id}")
     return vector
+
+
+def _by_score(hits: Hits) -> Ranking:
+    """What was found, best first. What changes during the search may be found twice, old and new."""
+    best: dict[str, float] = {}
+    for id_, score in zip(hits.found_ids(), hits.scores.tolist(), strict=True):
+        best.setdefault(id_, score)
+    return list(best.items())
+
+
+def _by_cosine(videos: LiveIndex, hits: Hits, vector: Float32Array) -> Ranking:
+    """What was found, each once, by the cosine of its present vector with `vector`; best first."""
+    ids = list(dict.fromkeys(hits.found_ids()))
+    known, vectors = videos.vectors_of(ids)
+    ids = list(compress(ids, known))
+    cosines = _unit(vectors) @ _unit(vector[None])[0]
+    order = np.argsort(-cosines, kind="stable")
+    # A video that vanishes while this thread reads its vector has none.
+    order = order[np.isfinite(cosines[order])]
+    return [(ids[place], float(cosines[place])) for place in order]
 
 
 def _unit(vectors: Float32Array) -> Float32Array:

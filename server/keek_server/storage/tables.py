@@ -84,8 +84,23 @@ embedding_queue = Table(
     metadata,
     # Videos whose frames CLIP has yet to see.
     Column("video_id", _Id, primary_key=True),
+    # Names the file that is to be seen: the change that stored it.
+    Column("token", BigInteger, nullable=False),
+    # The CLIP that must see it; empty when any will do.
+    Column("clip_model", String(64), nullable=False),
     # Until when the server that took it has it to itself.
     Column("lease_until_us", BigInteger, nullable=False),
+    # How often it could not be decoded.
+    Column("failures", SmallInteger, nullable=False),
+)
+
+files_to_remove = Table(
+    "files_to_remove",
+    metadata,
+    # Files in the store that no video names any more.
+    Column("seq", _Sequence, primary_key=True, autoincrement=True),
+    Column("url", String(2048), nullable=False),
+    sqlite_autoincrement=True,
 )
 
 uploads = Table(

@@ -21,8 +21,9 @@ from keek_server.videos.decoding.types import FrameShape
 Frames = npt.NDArray[np.uint8]
 """uint8 [n, 3, size, size]: RGB, resized and cropped as the `ClipRecord` says."""
 
-_FRAMES_AT_ONCE: Final = 8
-"""On a CPU, a larger batch has the same throughput, and who comes next waits for longer."""
+_FRAMES_AT_ONCE: Final = 16
+"""Two uploads share a batch. On a CPU, a larger one has the same throughput, and who comes next waits
+for longer."""
 _MAX_WAITING_FRAMES: Final = 256
 """Batches; 300 MB of frames."""
 _MAX_WAITING_TEXTS: Final = 1024

@@ -1,6 +1,5 @@
 """The catalogue in SQL: what may be recommended."""
 
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +9,12 @@ from keek_server.errors import AlreadyExistsError, NotFoundError
 from keek_server.storage.database import Database
 from keek_server.storage.tables import clip_vectors, embedding_queue
 from keek_server.storage.tables import videos as table
+from keek_server.videos.briefs import BriefCache
 from keek_server.videos.changes import advance_clock
+from keek_server.videos.removals import remove_later
 from keek_server.videos.requests import is_known, is_repeated
 from keek_server.videos.video import Brief, ClipVector, Video, VideoState
 
-_BRIEFS_REMEMBERED = 200_000
 _OF_A_FILE = ("width", "height", "original_url", "poster_url")
 
 MUTABLE = ("owner_id", "tags", "duration_s", "title")
@@ -26,29 +26,30 @@ class Catalogue:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        # Whoever follows the catalogue's changes forgets the brief of each video that changed.
-        self._briefs: OrderedDict[str, Brief] = OrderedDict()
+        self._briefs = BriefCache()
 
     async def get(self, video_id: str) -> Video:
         """
         Raises:
             NotFoundError: When the video is not known.
         """
+        if (video := await self.find(video_id)) is None:
+            raise NotFoundError(f"no video {video_id!r}")
+        return video
+
+    async def find(self, video_id: str) -> Video | None:
+        """A video; None when it is not known."""
         async with self._database.read() as connection:
             row = (await connection.execute(_VIDEOS.where(table.c.video_id == video_id))).first()
-        if row is None:
-            raise NotFoundError(f"no video {video_id!r}")
-        return _video(row)
+        return None if row is None else _video(row)
 
     async def check_free(self, video_id: str) -> None:
         """
         Raises:
             AlreadyExistsError: When the video has a file.
         """
-        query = sa.select(table.c.original_url).where(table.c.video_id == video_id, _EXISTS)
         async with self._database.read() as connection:
-            if (await connection.execute(query)).scalar():
-                raise AlreadyExistsError(f"video {video_id!r} has a file already")
+            await connection.run_sync(raise_if_it_has_a_file, video_id)
 
     async def page(self, *, after: str, owner_id: str, limit: int) -> list[Video]:
         """The next videos behind the id `after`, by id; only those of `owner_id` when it is not empty."""
@@ -125,63 +126,51 @@ class Catalogue:
         self.forget([video_id])
         return await self.get(video_id)
 
-    async def delete(self, video_id: str, request_id: str) -> list[str]:
-        """Deletes a video; a repeated request does nothing.
-
-        Returns:
-            URLs of files that nothing names any more.
+    async def delete(self, video_id: str, request_id: str) -> None:
+        """Deletes a video, and later its files; a repeated request does nothing.
 
         Raises:
             NotFoundError: When the video is not known.
             InvalidArgumentError: When the request_id is that of another request.
         """
+        files = sa.select(table.c.original_url, table.c.poster_url)
 
-        def work(connection: sa.Connection) -> list[str]:
+        def work(connection: sa.Connection) -> None:
             seq = advance_clock(connection, 1)
             if is_repeated(connection, request_id, "DeleteVideo", video_id):
-                return []
-            files = sa.select(table.c.original_url, table.c.poster_url)
+                return
             found = connection.execute(files.where(table.c.video_id == video_id, _EXISTS)).first()
             if found is None:
                 raise NotFoundError(f"no video {video_id!r}")
-            gone = {
-                "state": VideoState.DELETED,
-                "change_seq": seq,
-                "original_url": "",
-                "poster_url": "",
-                "width": 0,
-                "height": 0,
-            }
+            gone = {**_NOTHING, "change_seq": seq}
             connection.execute(table.update().where(table.c.video_id == video_id).values(gone))
             for other in (clip_vectors, embedding_queue):
                 connection.execute(other.delete().where(other.c.video_id == video_id))
-            return [url for url in found if url]
+            remove_later(connection, found)
 
-        files = await self._database.transact(work)
+        await self._database.transact(work)
         self.forget([video_id])
-        return files
 
     async def briefs(self, video_ids: Iterable[str]) -> dict[str, Brief]:
         """The brief of each video that is known; unknown videos are absent."""
         wanted = set(video_ids)
-        found = {video_id: self._briefs[video_id] for video_id in wanted if video_id in self._briefs}
+        found = self._briefs.known(wanted)
         if missing := wanted - found.keys():
-            async with self._database.read() as connection:
-                rows = (await connection.execute(_BRIEFS.where(table.c.video_id.in_(missing)))).all()
-            read = {video_id: Brief(owner_id, tuple(tags)) for video_id, owner_id, tags in rows}
+            with self._briefs.reading() as reading:
+                async with self._database.read() as connection:
+                    rows = (await connection.execute(_BRIEFS.where(table.c.video_id.in_(missing)))).all()
+                read = {video_id: Brief(owner_id, tuple(tags)) for video_id, owner_id, tags in rows}
+                self._briefs.remember(read, reading)
             found.update(read)
-            self._remember(read)
         return found
 
     def forget(self, video_ids: Iterable[str]) -> None:
-        """Reads these anew when they are asked for again."""
-        for video_id in video_ids:
-            self._briefs.pop(video_id, None)
+        """Reads the briefs of these anew when they are asked for again."""
+        self._briefs.forget(video_ids)
 
-    def _remember(self, briefs: dict[str, Brief]) -> None:
-        self._briefs.update(briefs)
-        while len(self._briefs) > _BRIEFS_REMEMBERED:
-            self._briefs.popitem(last=False)
+    def forget_all(self) -> None:
+        """The same for all videos."""
+        self._briefs.forget_all()
 
     def _upsert(self, target: sa.Table, keep: Sequence[str] = ()) -> Any:
         """INSERT that replaces all columns of a known video but those to keep."""
@@ -199,6 +188,16 @@ class Catalogue:
         return insert.on_conflict_do_update(index_elements=[target.c.video_id], set_=changed)
 
 
+def raise_if_it_has_a_file(connection: sa.Connection, video_id: str) -> None:
+    """
+    Raises:
+        AlreadyExistsError: When a file of this video is stored.
+    """
+    query = sa.select(table.c.original_url).where(table.c.video_id == video_id, _EXISTS)
+    if connection.execute(query).scalar():
+        raise AlreadyExistsError(f"video {video_id!r} has a file already")
+
+
 def _video(row: Sequence[Any]) -> Video:
     columns = list(row)
     columns[_STATE] = VideoState(columns[_STATE])
@@ -207,6 +206,18 @@ def _video(row: Sequence[Any]) -> Video:
 
 _STATE = 6
 _EXISTS = table.c.state != VideoState.DELETED
+# What is left of a deleted video: nothing that says anything of it, or of its owner.
+_NOTHING: dict[str, Any] = {
+    "state": VideoState.DELETED,
+    "owner_id": "",
+    "tags": [],
+    "title": "",
+    "duration_s": 0.0,
+    "width": 0,
+    "height": 0,
+    "original_url": "",
+    "poster_url": "",
+}
 _VIDEOS = sa.select(
     table.c.video_id,
     table.c.owner_id,

@@ -48,6 +48,12 @@ class ChangeFeed:
         async with self._database.read() as connection:
             return int((await connection.execute(sa.select(catalogue_clock.c.seq))).scalar_one())
 
+    async def read_ids(self, after_seq: int, limit: int) -> Sequence[tuple[int, str]]:
+        """The numbers and videos of the next changes behind `after_seq`, oldest first."""
+        query = _IDS.where(videos.c.change_seq > after_seq).order_by(videos.c.change_seq).limit(limit)
+        async with self._database.read() as connection:
+            return [(row[0], row[1]) for row in (await connection.execute(query)).all()]
+
     async def read(self, after_seq: int, limit: int) -> Sequence[Change]:
         """The next changes behind `after_seq`, oldest first; clip vectors included.
 
@@ -69,6 +75,7 @@ def _clip(clip_model: str | None, content: bytes | None) -> ClipVector | None:
     return None if clip_model is None or content is None else ClipVector(clip_model, content)
 
 
+_IDS = sa.select(videos.c.change_seq, videos.c.video_id)
 _CHANGES = sa.select(
     videos.c.change_seq,
     videos.c.video_id,

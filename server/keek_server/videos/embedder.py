@@ -1,47 +1,32 @@
-"""Videos that CLIP has yet to see: from frames to clip vectors, whatever dies on the way."""
+"""From frames to clip vectors, whatever dies on the way."""
 
 import asyncio
 import logging
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-import sqlalchemy as sa
 
 from keek_server import metrics
-from keek_server.clock import now_us
-from keek_server.errors import BadMediaError, KeekError, NotFoundError, UnavailableError
+from keek_server.errors import BadMediaError, KeekError, NotFoundError
 from keek_server.releases.live import LiveRelease
 from keek_server.settings import Settings
 from keek_server.storage.database import Database
-from keek_server.storage.tables import clip_vectors, embedding_queue, videos
 from keek_server.towers.clip import Clip, Frames
-from keek_server.videos.changes import advance_clock
 from keek_server.videos.decoding.decoder import Decoder
 from keek_server.videos.decoding.types import FrameShape
+from keek_server.videos.embedding_queue import LEASE_AGAIN_S, LEASE_S, EmbeddingQueue, Left, Queued
 from keek_server.videos.media import MediaStore
-from keek_server.videos.video import ClipVector, VideoState
+from keek_server.videos.video import ClipVector
 
 logger = logging.getLogger(__name__)
 
-LEASE_US = 20_000_000
-"""How long the server that takes an upload has its video to itself: CLIP has seen it by then."""
-_LEASE_AGAIN_US = 60_000_000
-"""The same for a video that has to be decoded again."""
-
 _LOOK_S = 2.0
-_AT_ONCE = 4
-_TRIES = 3
-_PAUSE_S = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class _Taken:
-    """A video of the queue that this server has for itself."""
-
-    video_id: str
-    original_url: str
+_SPARE_S = 5.0
+"""What is left of a lease when work on it is given up."""
+_MOST_FAILURES = 5
+_PAUSE_S = 10.0
+"""Before a video that could not be decoded is tried again."""
 
 
 class Embedder:
@@ -69,7 +54,7 @@ class Embedder:
             changed: Called when the catalogue changed.
             settings: Of the server.
         """
-        self._database = database
+        self._queue = EmbeddingQueue(database)
         self._live = live
         self._media = media
         self._decoder = decoder
@@ -83,14 +68,25 @@ class Embedder:
         clip = self._clip()
         return clip.record.frame_shape if clip else None
 
-    def submit(self, video_id: str, frames: Frames) -> None:
+    def submit(self, queued: Queued, frames: Frames) -> None:
         """Embeds a video that was just queued, in the background."""
-        task = asyncio.create_task(self._embed_new(video_id, frames))
+        task = asyncio.create_task(self._embed_new(queued, frames))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
+    async def queue_if_unread(self, video_id: str) -> None:
+        """Queues a video that was stored without frames, if there is a CLIP by now.
+
+        Raises:
+            UnavailableError: When the database is down.
+        """
+        if (clip := self._clip()) is not None:
+            await self._queue.add_unread(clip.record.clip_model, video_id)
+
     async def aclose(self) -> None:
-        """Waits for what is under way."""
+        """Ends what is under way; whoever finds the leases run out goes on with it."""
+        for task in self._running:
+            task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
     async def run(self) -> None:
@@ -98,142 +94,102 @@ class Embedder:
         while True:
             worked = False
             try:
-                if (clip := self._clip()) is not None:
-                    await self._queue_unread(clip)
-                    worked = await self._work(clip)
-                elif self._live.current is not None:
-                    await self._go_without()
+                if self._live.current is not None:
+                    worked = await self._work(self._live.current.clip)
             except KeekError as error:
                 logger.warning("videos wait for CLIP: %s", error)
             if not worked:
                 await asyncio.sleep(_LOOK_S)
 
-    async def _work(self, clip: Clip) -> bool:
-        """Embeds some videos whose lease has run out; False when there are none."""
-        taken = await self._database.transact(_take)
-        await asyncio.gather(*(self._embed_again(video, clip) for video in taken))
-        return bool(taken)
+    async def _work(self, clip: Clip | None) -> bool:
+        """Looks at some videos whose lease has run out; False when there are none."""
+        clip_model = clip.record.clip_model if clip else ""
+        left = await self._queue.take(clip_model)
+        await asyncio.gather(*(self._embed_again(one, clip) for one in left))
+        if clip_model != self._clip_model:
+            if clip is not None:
+                await self._queue.add_unread(clip_model)
+            self._clip_model = clip_model
+            return True
+        return bool(left)
 
-    async def _go_without(self) -> None:
-        """A release without CLIP recommends videos by their metadata; the next CLIP looks at them again."""
-        self._clip_model = ""
-        for video in await self._database.transact(_take):
-            await self._finish(video.video_id, None)
+    async def _embed_new(self, queued: Queued, frames: Frames) -> None:
+        try:
+            async with asyncio.timeout(LEASE_S - _SPARE_S):
+                clip = self._clip()
+                if clip is None or clip.record.image_size != frames.shape[-1]:
+                    await self._queue.give_back(queued)
+                else:
+                    await self._embed(queued, frames, clip)
+        except (KeekError, TimeoutError) as error:
+            logger.warning("video %s waits for CLIP: %s", queued.video_id, error or "too slow")
+            await self._give_back(queued)
 
-    async def _embed_new(self, video_id: str, frames: Frames) -> None:
-        for attempt in range(_TRIES):
-            clip = self._clip()
-            try:
-                if clip is None or clip.record.frame_shape.size != frames.shape[-1]:
-                    break
-                await self._embed(video_id, frames, clip)
-            except KeekError as error:
-                logger.warning("video %s waits for CLIP: %s", video_id, error)
-                await asyncio.sleep(_PAUSE_S * 2**attempt)
-            else:
-                return
-        await self._release(video_id)
+    async def _embed_again(self, left: Left, clip: Clip | None) -> None:
+        """Ends well whatever happens: one video must not keep the others waiting."""
+        if clip is None:
+            # By its metadata alone; the next CLIP looks at it again.
+            await self._finish(left.queued, None)
+            return
+        try:
+            async with asyncio.timeout(LEASE_AGAIN_S - _SPARE_S):
+                frames = await self._decode(left, clip)
+                if frames is not None:
+                    await self._embed(left.queued, frames, clip)
+        except (KeekError, TimeoutError) as error:
+            logger.warning("video %s waits for CLIP: %s", left.queued.video_id, error or "too slow")
+        except Exception:
+            logger.exception("video %s waits for CLIP", left.queued.video_id)
 
-    async def _embed_again(self, video: _Taken, clip: Clip) -> None:
+    async def _decode(self, left: Left, clip: Clip) -> Frames | None:
+        """The frames; None when the video does without, or is tried again later."""
         file = self._media.scratch / uuid.uuid4().hex
         try:
-            await self._media.fetch(video.original_url, file, max_bytes=self._settings.video_max_bytes)
+            await self._media.fetch(left.original_url, file, max_bytes=self._settings.video_max_bytes)
             decoded = await self._decoder.decode_video(
                 file, clip.record.frame_shape, self._settings.clip_frames
             )
-            await self._embed(video.video_id, decoded.frames, clip)
-        except (BadMediaError, NotFoundError):
+        except (BadMediaError, NotFoundError) as error:
             # It was good when it was uploaded. It stays, recommended by its metadata alone.
-            logger.exception("video %s cannot be looked at again", video.video_id)
-            await self._finish(video.video_id, None)
-        except UnavailableError as error:
-            logger.warning("video %s waits for CLIP: %s", video.video_id, error)
+            logger.error("video %s cannot be looked at again: %s", left.queued.video_id, error)  # noqa: TRY400
+            await self._finish(left.queued, None)
+            return None
+        except Exception:
+            await self._failed(left.queued)
+            raise
         finally:
-            file.unlink(missing_ok=True)
+            await asyncio.to_thread(file.unlink, missing_ok=True)
+        return decoded.frames
 
-    async def _embed(self, video_id: str, frames: Frames, clip: Clip) -> None:
+    async def _failed(self, queued: Queued) -> None:
+        """Counts a failure that may be the file's fault, or not."""
+        if queued.failures + 1 < _MOST_FAILURES:
+            await self._queue.give_back(queued, after_s=_PAUSE_S * 2**queued.failures, failed=True)
+            return
+        logger.error("video %s could not be decoded %d times", queued.video_id, _MOST_FAILURES)
+        await self._finish(queued, None)
+
+    async def _embed(self, queued: Queued, frames: Frames, clip: Clip) -> None:
+        if not len(frames):
+            await self._finish(queued, None)
+            return
         with metrics.timed(metrics.video_stage_seconds, "clip"):
             vector = (await clip.images.vector(frames)).astype("<f2")
         if not np.isfinite(vector).all():
-            logger.error("video %s: CLIP gave a vector that is not finite", video_id)
-            await self._finish(video_id, None)
+            logger.error("video %s: CLIP gave a vector that is not finite", queued.video_id)
+            await self._finish(queued, None)
             return
-        await self._finish(video_id, ClipVector(clip.record.clip_model, vector.tobytes()))
+        await self._finish(queued, ClipVector(clip.record.clip_model, vector.tobytes()))
 
-    async def _finish(self, video_id: str, vector: ClipVector | None) -> None:
-        """Makes the video READY, in one transaction with its vector."""
-        insert = self._database.insert(clip_vectors)
-        given = {name: insert.excluded[name] for name in ("clip_model", "vector")}
-        upsert = insert.on_conflict_do_update(index_elements=[clip_vectors.c.video_id], set_=given)
-        done = embedding_queue.delete().where(embedding_queue.c.video_id == video_id)
+    async def _finish(self, queued: Queued, vector: ClipVector | None) -> None:
+        if await self._queue.finish(queued, vector):
+            self.changed()
 
-        def work(connection: sa.Connection) -> None:
-            seq = advance_clock(connection, 1)
-            if not connection.execute(done).rowcount:
-                return  # deleted meanwhile, or done by another server
-            if vector is not None:
-                row = {"video_id": video_id, "clip_model": vector.clip_model, "vector": vector.content}
-                connection.execute(upsert, [row])
-            ready = {"state": VideoState.READY, "change_seq": seq}
-            connection.execute(videos.update().where(videos.c.video_id == video_id).values(ready))
-
-        await self._database.transact(work)
-        self.changed()
-
-    async def _release(self, video_id: str) -> None:
-        """Leaves a video to whoever looks first."""
-        change = embedding_queue.update().where(embedding_queue.c.video_id == video_id)
-
-        def work(connection: sa.Connection) -> None:
-            connection.execute(change.values(lease_until_us=0))
-
+    async def _give_back(self, queued: Queued) -> None:
         try:
-            await self._database.transact(work)
-        except UnavailableError:
-            logger.warning("video %s waits until its lease has run out", video_id)
-
-    async def _queue_unread(self, clip: Clip) -> None:
-        """Queues the videos with a file whose vectors are of another CLIP, when the CLIP has changed."""
-        clip_model = clip.record.clip_model
-        if clip_model == self._clip_model:
-            return
-        unread = (
-            sa.select(videos.c.video_id, sa.literal(0))
-            .select_from(videos.outerjoin(clip_vectors, clip_vectors.c.video_id == videos.c.video_id))
-            .where(
-                videos.c.original_url != "",
-                videos.c.state == VideoState.READY,
-                sa.or_(
-                    clip_vectors.c.clip_model.is_(None), clip_vectors.c.clip_model.not_in(("", clip_model))
-                ),
-            )
-        )
-        insert = self._database.insert(embedding_queue).from_select(["video_id", "lease_until_us"], unread)
-
-        def work(connection: sa.Connection) -> None:
-            connection.execute(insert.on_conflict_do_nothing())
-
-        await self._database.transact(work)
-        self._clip_model = clip_model
+            await self._queue.give_back(queued)
+        except KeekError:
+            logger.warning("video %s waits until its lease has run out", queued.video_id)
 
     def _clip(self) -> Clip | None:
         return self._live.current.clip if self._live.current else None
-
-
-def _take(connection: sa.Connection) -> list[_Taken]:
-    """Some videos of the queue whose lease has run out, with a new lease."""
-    now = now_us()
-    free = (
-        sa.select(embedding_queue.c.video_id, videos.c.original_url)
-        .join(videos, videos.c.video_id == embedding_queue.c.video_id)
-        .where(embedding_queue.c.lease_until_us < now)
-        .order_by(embedding_queue.c.lease_until_us)
-        .limit(_AT_ONCE)
-        .with_for_update(of=embedding_queue, skip_locked=True)
-    )
-    taken = [_Taken(*row) for row in connection.execute(free)]
-    ids = [video.video_id for video in taken]
-    lease = embedding_queue.update().where(embedding_queue.c.video_id.in_(ids))
-    if ids:
-        connection.execute(lease.values(lease_until_us=now + _LEASE_AGAIN_US))
-    return taken

@@ -1,5 +1,6 @@
 """What callers do with videos, beside uploading them."""
 
+import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,16 +11,18 @@ from keek_server.errors import KeekError
 from keek_server.releases.follower import CatalogueFollower
 from keek_server.settings import Settings
 from keek_server.videos.catalogue import Catalogue
+from keek_server.videos.cleaner import Cleaner
 from keek_server.videos.ingest import Ingest
 from keek_server.videos.media import MediaStore
 from keek_server.videos.requests import is_repeated
+from keek_server.videos.slots import Slots
 from keek_server.videos.video import ClipVector, Video
 
 _CREATE = "CreateVideo"
 
 
 class Library:
-    """Changes the catalogue, the stored files and the live indexes together."""
+    """Changes the catalogue, and through it the stored files and the live indexes."""
 
     def __init__(
         self,
@@ -27,13 +30,18 @@ class Library:
         media: MediaStore,
         ingest: Ingest,
         follower: CatalogueFollower,
+        cleaner: Cleaner,
+        slots: Slots,
         settings: Settings,
     ) -> None:
         self._catalogue = catalogue
         self._media = media
         self._ingest = ingest
         self._follower = follower
+        self._cleaner = cleaner
+        self._slots = slots
         self._max_bytes = settings.video_max_bytes
+        self._applying: set[asyncio.Task[None]] = set()
 
     async def add(self, videos: Sequence[Video], vectors: Mapping[str, ClipVector]) -> int:
         """See `Catalogue.put`."""
@@ -49,22 +57,14 @@ class Library:
             NotFoundError: When there is no file.
             BadMediaError: When it is no video that can be served.
             AlreadyExistsError: When the video has a file.
+            OverloadedError: When too many videos come in at the same time.
         """
-        source = self._media.check_source(source_url)
-        if await self._catalogue.was_done(request_id, _CREATE, video.video_id):
-            return await self._catalogue.get(video.video_id)
-        await self._catalogue.check_free(video.video_id)
-        key = uuid.uuid4()
-        file = self._media.scratch / key.hex
-
-        def finish(connection: sa.Connection) -> bool:
-            return not is_repeated(connection, request_id, _CREATE, video.video_id)
-
-        try:
-            await self._media.fetch(source, file, max_bytes=self._max_bytes)
-            return await self._ingest.take(video, file, key, finish, original_url=source)
-        finally:
-            file.unlink(missing_ok=True)
+        with self._slots.take():
+            source = await self._media.check_source(source_url)
+            if await self._catalogue.was_done(request_id, _CREATE, video.video_id):
+                return await self._catalogue.get(video.video_id)
+            await self._catalogue.check_free(video.video_id)
+            return await self._create(video, source, request_id)
 
     async def update(self, video_id: str, changes: Mapping[str, Any], request_id: str) -> Video:
         """See `Catalogue.update`."""
@@ -78,11 +78,34 @@ class Library:
         Raises:
             NotFoundError: When the video is not known.
         """
-        files = await self._catalogue.delete(video_id, request_id)
+        await self._catalogue.delete(video_id, request_id)
+        self._cleaner.notify()
+        # It is deleted, whoever still waits for the answer.
+        task = asyncio.create_task(self._apply())
+        self._applying.add(task)
+        task.add_done_callback(self._applying.discard)
+        await asyncio.shield(task)
+
+    async def aclose(self) -> None:
+        """Waits until deletions hold on this server."""
+        await asyncio.gather(*self._applying)
+
+    async def _create(self, video: Video, source: str, request_id: str) -> Video:
+        key = uuid.uuid4()
+        file = self._media.scratch / key.hex
+
+        def finish(connection: sa.Connection) -> bool:
+            return not is_repeated(connection, request_id, _CREATE, video.video_id)
+
         try:
-            await self._follower.catch_up()
+            await self._media.fetch(source, file, max_bytes=self._max_bytes)
+            return await self._ingest.take(video, file, key, finish, original_url=source)
+        finally:
+            await self._media.discard(file)
+
+    async def _apply(self) -> None:
+        try:
+            await self._follower.apply()
         except KeekError:
-            # It is deleted; that new videos wait for Triton is no reason to say otherwise.
+            # That it does not hold here yet is no reason to say that it was not done.
             self._follower.notify()
-        for url in files:
-            await self._media.remove(url)

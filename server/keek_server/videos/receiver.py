@@ -8,41 +8,45 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from keek_server.clock import now_us
 from keek_server.errors import (
+    AlreadyExistsError,
     BadMediaError,
     InvalidArgumentError,
     KeekError,
     MediaProblem,
     OutOfRangeError,
-    OverloadedError,
 )
 from keek_server.settings import Settings
 from keek_server.videos.catalogue import Catalogue
 from keek_server.videos.ingest import Ingest
 from keek_server.videos.media import MediaStore
+from keek_server.videos.slots import Slots
 from keek_server.videos.uploads import Upload, Uploads, finish_upload
 from keek_server.videos.video import Video, VideoState
 
 logger = logging.getLogger(__name__)
 
 _PART_BYTES = 4 * 2**20
-_CLEAN_S = 600.0
-_CLEAN_ROWS = 100
 
 
 class Receiver:
     """Takes the bytes of uploads, and hands what is complete to `Ingest`."""
 
     def __init__(
-        self, uploads: Uploads, catalogue: Catalogue, media: MediaStore, ingest: Ingest, settings: Settings
+        self,
+        uploads: Uploads,
+        catalogue: Catalogue,
+        media: MediaStore,
+        ingest: Ingest,
+        slots: Slots,
+        settings: Settings,
     ) -> None:
         self._uploads = uploads
         self._catalogue = catalogue
         self._media = media
         self._ingest = ingest
+        self._slots = slots
         self._settings = settings
-        self._active = 0
         self._saving: set[asyncio.Task[None]] = set()
 
     async def receive(
@@ -66,11 +70,9 @@ class Receiver:
             InvalidArgumentError: When the bytes are not as many as `size` says.
             AlreadyExistsError: When the video has another file.
             UnavailableError: When a part is down; what was received is kept.
+            OverloadedError: When too many videos come in at the same time.
         """
-        if self._active >= self._settings.upload_limit:
-            raise OverloadedError(f"{self._active} uploads are received already", retry_after_s=2.0)
-        self._active += 1
-        try:
+        with self._slots.take():
             if size > (most := self._settings.video_max_bytes):
                 raise BadMediaError(MediaProblem.TOO_LARGE, f"is larger than {most:,} bytes")
             upload = await self._uploads.begin(upload_id, video.video_id, size)
@@ -81,20 +83,6 @@ class Receiver:
             if offset > upload.received_bytes:
                 raise OutOfRangeError(f"bytes from {upload.received_bytes} on are missing")
             return await self._receive(upload, video, offset, chunks)
-        finally:
-            self._active -= 1
-
-    async def clean(self) -> None:
-        """Forgets uploads that were given up, until cancelled."""
-        while True:
-            try:
-                before_us = now_us() - int(self._settings.upload_keep_s * 1e6)
-                while ids := await self._uploads.forget_before(before_us, _CLEAN_ROWS):
-                    for upload_id in ids:
-                        await self._media.drop_parts(upload_id)
-            except KeekError as error:
-                logger.warning("old uploads stay for a while: %s", error)
-            await asyncio.sleep(_CLEAN_S)
 
     async def aclose(self) -> None:
         """Waits until what was received is saved."""
@@ -106,18 +94,25 @@ class Receiver:
         spool = Spool(self._media, self._uploads, upload, offset)
         try:
             if offset:
-                await self._media.append_parts(upload.upload_id, spool.file, offset)
+                await self._gather(upload, spool.file, offset)
             async for chunk in chunks:
                 await spool.add(chunk)
             await spool.complete()
             stored = await self._take(upload, video, spool.file)
-        except BadMediaError:
+        except (BadMediaError, AlreadyExistsError):
             spool.discard()
             raise
         finally:
             # A call that is cancelled may not wait: what it received is saved behind its back.
             self._save(spool)
         return stored
+
+    async def _gather(self, upload: Upload, file: Path, size: int) -> None:
+        """Puts the bytes of other calls together."""
+        reached = await self._media.append_parts(upload.upload_id, file, size)
+        if reached < size:
+            await self._uploads.set_back(upload.upload_id, reached)
+            raise OutOfRangeError(f"bytes from {reached} on are missing")
 
     async def _take(self, upload: Upload, video: Video, file: Path) -> Video:
         def finish(connection: sa.Connection) -> bool:
@@ -128,7 +123,10 @@ class Receiver:
             return await self._ingest.take(video, file, upload.upload_id, finish)
         except BadMediaError as error:
             await self._uploads.reject(upload.upload_id, error)
-            raise
+            if (await self._uploads.get(upload.upload_id)).state is not VideoState.EMBEDDING:
+                raise
+            # Another call of this upload was faster, and found nothing wrong.
+            return await self._catalogue.get(video.video_id)
 
     def _save(self, spool: "Spool") -> None:
         task = asyncio.create_task(spool.close())
@@ -141,7 +139,6 @@ class Spool:
 
     def __init__(self, media: MediaStore, uploads: Uploads, upload: Upload, offset: int) -> None:
         self.file = media.scratch / uuid.uuid4().hex
-        self.file.touch()
         self._media = media
         self._uploads = uploads
         self._upload = upload
@@ -184,7 +181,7 @@ class Spool:
 
     async def close(self) -> None:
         """Keeps what another call can go on from, removes the rest."""
-        self.file.unlink(missing_ok=True)
+        await self._media.discard(self.file)
         try:
             # The call may have been cancelled while the file was looked at.
             await self._uploads.waiting_again(self._upload.upload_id)
@@ -203,7 +200,10 @@ class Spool:
         self._spooled += len(missing)
 
     async def _save_part(self) -> None:
-        await self._media.put_part(self._upload.upload_id, self._saved, bytes(self._buffer))
-        self._saved += len(self._buffer)
+        end = self._saved + len(self._buffer)
+        # What is durable already needs no second part.
+        if end > self._upload.received_bytes:
+            await self._media.put_part(self._upload.upload_id, self._saved, bytes(self._buffer))
+            await self._uploads.received(self._upload.upload_id, end)
+        self._saved = end
         self._buffer.clear()
-        await self._uploads.received(self._upload.upload_id, self._saved)

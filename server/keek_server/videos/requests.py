@@ -6,6 +6,7 @@ import sqlalchemy as sa
 
 from keek_server.clock import now_us
 from keek_server.errors import InvalidArgumentError
+from keek_server.storage.database import Database
 from keek_server.storage.tables import video_requests
 
 
@@ -39,3 +40,12 @@ def is_repeated(connection: sa.Connection, request_id: str, method: str, video_i
     }
     connection.execute(video_requests.insert().values(row))
     return False
+
+
+async def forget_requests(database: Database, before_us: int, limit: int) -> bool:
+    """Forgets some of the requests that were carried out before a time; False when there are none."""
+    old = (
+        sa.select(video_requests.c.request_id).where(video_requests.c.create_time_us < before_us).limit(limit)
+    )
+    delete = video_requests.delete().where(video_requests.c.request_id.in_(old))
+    return await database.transact(lambda connection: connection.execute(delete).rowcount > 0)

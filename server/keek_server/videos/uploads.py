@@ -1,6 +1,7 @@
 """Uploads in SQL: how far each came, and what became of it."""
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,9 @@ from keek_server.clock import now_us
 from keek_server.errors import BadMediaError, InvalidArgumentError, MediaProblem, NotFoundError
 from keek_server.storage.database import Database
 from keek_server.storage.tables import uploads as table
+from keek_server.storage.tables import videos
+from keek_server.videos.catalogue import raise_if_it_has_a_file
+from keek_server.videos.removals import remove_later
 from keek_server.videos.video import VideoState
 
 _REASON_CHARACTERS = 512
@@ -49,6 +53,7 @@ class Uploads:
         """The upload of this id; made when it is new.
 
         Raises:
+            AlreadyExistsError: When it is new, and the video has a file.
             InvalidArgumentError: When it is known as one of another video, or of another size.
         """
         row = {
@@ -62,9 +67,15 @@ class Uploads:
             "update_time_us": now_us(),
         }
 
+        this = _UPLOADS.where(table.c.upload_id == upload_id)
+
         def work(connection: sa.Connection) -> Upload:
-            connection.execute(self._database.insert(table).values(row).on_conflict_do_nothing())
-            return _upload(connection.execute(_UPLOADS.where(table.c.upload_id == upload_id)).one())
+            known = connection.execute(this).first()
+            if known is None:
+                raise_if_it_has_a_file(connection, video_id)
+                connection.execute(self._database.insert(table).values(row).on_conflict_do_nothing())
+                known = connection.execute(this).one()
+            return _upload(known)
 
         upload = await self._database.transact(work)
         if (upload.video_id, upload.size_bytes) != (video_id, size_bytes):
@@ -94,6 +105,11 @@ class Uploads:
         further = table.c.received_bytes < received_bytes
         await self._set(upload_id, {"received_bytes": received_bytes}, further)
 
+    async def set_back(self, upload_id: uuid.UUID, received_bytes: int) -> None:
+        """Says that only the first `received_bytes` are durable."""
+        fewer = table.c.received_bytes > received_bytes
+        await self._set(upload_id, {"received_bytes": received_bytes}, fewer, _OPEN)
+
     async def decoding(self, upload_id: uuid.UUID) -> None:
         """Says that all bytes are here."""
         await self._set(upload_id, {"state": VideoState.DECODING}, table.c.state == VideoState.UPLOADING)
@@ -103,21 +119,30 @@ class Uploads:
         await self._set(upload_id, {"state": VideoState.UPLOADING}, table.c.state == VideoState.DECODING)
 
     async def reject(self, upload_id: uuid.UUID, error: BadMediaError) -> None:
-        """Says that the file is no video that can be served."""
+        """Says that the file is no video that can be served; no harm once a video is stored."""
         reason = error.violations[0].description[:_REASON_CHARACTERS]
         values = {"state": VideoState.REJECTED, "problem": error.reason.value, "reason": reason}
-        await self._set(upload_id, values)
+        await self._set(upload_id, values, _OPEN)
 
-    async def forget_before(self, time_us: int, limit: int) -> list[uuid.UUID]:
-        """Removes some of the uploads that have not changed since a time; gives their ids."""
-        old = sa.select(table.c.upload_id).where(table.c.update_time_us < time_us).limit(limit)
+    async def unchanged_since(self, time_us: int, after: Upload | None, limit: int) -> list[Upload]:
+        """The next uploads behind `after`, by id, that have not changed since a time."""
+        query = _UPLOADS.where(table.c.update_time_us < time_us).order_by(table.c.upload_id).limit(limit)
+        if after is not None:
+            query = query.where(table.c.upload_id > after.upload_id)
+        async with self._database.read() as connection:
+            return [_upload(row) for row in (await connection.execute(query)).all()]
 
-        def work(connection: sa.Connection) -> list[uuid.UUID]:
-            ids = list(connection.execute(old).scalars())
-            connection.execute(table.delete().where(table.c.upload_id.in_(ids)))
-            return ids
+    async def forget(self, upload: Upload, time_us: int, files: Sequence[str]) -> None:
+        """Removes an upload that has still not changed, and later those of its files that its video lacks."""
+        this = (table.c.upload_id == upload.upload_id, table.c.update_time_us < time_us)
+        named = sa.select(videos.c.original_url, videos.c.poster_url)
 
-        return await self._database.transact(work)
+        def work(connection: sa.Connection) -> None:
+            if connection.execute(table.delete().where(*this)).rowcount:
+                kept = connection.execute(named.where(videos.c.video_id == upload.video_id)).first()
+                remove_later(connection, set(files).difference(kept or ()))
+
+        await self._database.transact(work)
 
     async def _set(
         self, upload_id: uuid.UUID, values: dict[str, Any], *conditions: sa.ColumnElement[bool]
@@ -133,8 +158,7 @@ class Uploads:
 
 def finish_upload(connection: sa.Connection, upload_id: uuid.UUID) -> bool:
     """Says in the caller's transaction that the video of an upload is stored; False when it was before."""
-    open_ = table.c.state.in_((VideoState.UPLOADING, VideoState.DECODING))
-    change = table.update().where(table.c.upload_id == upload_id, open_)
+    change = table.update().where(table.c.upload_id == upload_id, _OPEN)
     values = {
         "state": VideoState.EMBEDDING,
         "received_bytes": table.c.size_bytes,
@@ -147,6 +171,7 @@ def _upload(row: Any) -> Upload:
     return Upload(row[0], row[1], VideoState(row[2]), *row[3:])
 
 
+_OPEN = table.c.state.in_((VideoState.UPLOADING, VideoState.DECODING))
 _UPLOADS = sa.select(
     table.c.upload_id,
     table.c.video_id,

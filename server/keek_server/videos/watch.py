@@ -2,11 +2,12 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from keek_server.errors import NotFoundError
 from keek_server.videos.catalogue import Catalogue
+from keek_server.videos.slots import Slots
 from keek_server.videos.uploads import Upload, Uploads
 from keek_server.videos.video import VideoState
 
@@ -26,9 +27,10 @@ class VideoProgress:
 class VideoWatch:
     """Reads uploads and videos together: an upload becomes a video when it is stored."""
 
-    def __init__(self, uploads: Uploads, catalogue: Catalogue, *, poll_s: float) -> None:
+    def __init__(self, uploads: Uploads, catalogue: Catalogue, slots: Slots, *, poll_s: float) -> None:
         self._uploads = uploads
         self._catalogue = catalogue
+        self._slots = slots
         self._poll_s = poll_s
 
     async def upload(self, upload_id: uuid.UUID) -> tuple[Upload, VideoState]:
@@ -42,28 +44,31 @@ class VideoWatch:
             return upload, upload.state
         return upload, (await self._catalogue.get(upload.video_id)).state
 
-    async def follow(self, video_id: str) -> AsyncIterator[VideoProgress]:
+    async def follow(self, video_id: str) -> AsyncGenerator[VideoProgress, None]:
         """Every state of a video from now on, until it is READY or REJECTED.
 
         Raises:
             NotFoundError: When neither the video nor an upload of it is known.
+            OverloadedError: When too many are followed already.
         """
         told = None
-        while told is None or told.state not in _LAST:
-            now = await self._progress(video_id)
-            if now != told:
-                told = now
-                yield now
-            else:
-                await asyncio.sleep(self._poll_s)
+        with self._slots.take():
+            while told is None or told.state not in _LAST:
+                now = await self._progress(video_id)
+                if now != told:
+                    told = now
+                    yield now
+                else:
+                    await asyncio.sleep(self._poll_s)
 
     async def _progress(self, video_id: str) -> VideoProgress:
         upload = await self._uploads.latest_of(video_id)
-        if upload is not None and upload.state is not VideoState.EMBEDDING:
+        video = await self._catalogue.find(video_id)
+        # Of a video that has a file, another upload can say nothing.
+        has_file = video is not None and video.original_url != ""
+        if upload is not None and upload.state is not VideoState.EMBEDDING and not has_file:
             return VideoProgress(upload.state, upload.received_bytes, upload.size_bytes, upload.reason)
-        try:
-            video = await self._catalogue.get(video_id)
-        except NotFoundError:
-            raise NotFoundError(f"no video {video_id!r}, and no upload of it") from None
+        if video is None:
+            raise NotFoundError(f"no video {video_id!r}, and no upload of it")
         size = upload.size_bytes if upload else 0
         return VideoProgress(video.state, size, size)

@@ -7,6 +7,7 @@ revision = "0002"
 down_revision = "0001"
 
 _ID = sa.String(128)
+_SEQ = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 _READY = "4"
 
 
@@ -39,8 +40,18 @@ def upgrade() -> None:
     op.create_table(
         "embedding_queue",
         sa.Column("video_id", _ID, nullable=False),
+        sa.Column("token", sa.BigInteger, nullable=False),
+        sa.Column("clip_model", sa.String(64), nullable=False),
         sa.Column("lease_until_us", sa.BigInteger, nullable=False),
+        sa.Column("failures", sa.SmallInteger, nullable=False),
         sa.PrimaryKeyConstraint("video_id", name="pk_embedding_queue"),
+    )
+    op.create_table(
+        "files_to_remove",
+        sa.Column("seq", _SEQ, autoincrement=True, nullable=False),
+        sa.Column("url", sa.String(2048), nullable=False),
+        sa.PrimaryKeyConstraint("seq", name="pk_files_to_remove"),
+        sqlite_autoincrement=True,
     )
     op.create_table(
         "uploads",

@@ -1,0 +1,296 @@
+"""Videos that wait for CLIP, on every database: whatever fails, none waits for ever or is seen by mistake.
+
+CLIP, the decoder and the store are stand-ins that can be slow or fail; the real ones do their part in the
+tests of whole servers.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from keek_server.errors import BadMediaError, MediaProblem, UnavailableError
+from keek_server.settings import Settings
+from keek_server.storage import tables
+from keek_server.storage.database import Database
+from keek_server.videos import embedder as embedder_module
+from keek_server.videos.catalogue import Catalogue
+from keek_server.videos.changes import advance_clock
+from keek_server.videos.decoding.types import FrameShape
+from keek_server.videos.embedder import Embedder
+from keek_server.videos.embedding_queue import EmbeddingQueue, Queued
+from keek_server.videos.video import ClipVector, Video, VideoState
+
+FRAMES = np.zeros((2, 3, 8, 8), np.uint8)
+FILE = "file:///original.mp4"
+
+
+class World:
+    """Everything around the embedder, with its faults."""
+
+    def __init__(self, folder: Path) -> None:
+        self.scratch = folder
+        self.clip_model: str | None = "small@1"
+        self.decoding: Exception | None = None
+        self.seeing: Exception | None = None
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.decoded = 0
+
+    @property
+    def current(self) -> Any:
+        """As `LiveRelease` has it."""
+        if self.clip_model is None:
+            return SimpleNamespace(clip=None)
+        record = SimpleNamespace(clip_model=self.clip_model, image_size=8, frame_shape=FrameShape(8))
+        return SimpleNamespace(clip=SimpleNamespace(record=record, images=self))
+
+    async def vector(self, frames: Any) -> np.ndarray:
+        """As `ClipImages` does."""
+        await self.gate.wait()
+        if self.seeing is not None:
+            raise self.seeing
+        return np.eye(1, 512, dtype=np.float32)[0]
+
+    async def decode_video(self, *_: object) -> Any:
+        """As `Decoder` does."""
+        self.decoded += 1
+        if self.decoding is not None:
+            raise self.decoding
+        return SimpleNamespace(frames=FRAMES)
+
+    async def fetch(self, *_: object, **__: object) -> None:
+        """As `MediaStore` does."""
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    monkeypatch.setattr(embedder_module, "_LOOK_S", 0.02)
+    monkeypatch.setattr(embedder_module, "_PAUSE_S", 0.001)
+    return World(tmp_path)
+
+
+@pytest.fixture
+async def embedder(database: Database, world: World) -> AsyncIterator[Embedder]:
+    made: Any = world
+    embedder = Embedder(database, made, made, made, lambda: None, Settings())
+    yield embedder
+    await embedder.aclose()
+
+
+@pytest.fixture
+def queue(database: Database) -> EmbeddingQueue:
+    return EmbeddingQueue(database)
+
+
+@pytest.fixture
+def catalogue(database: Database) -> Catalogue:
+    return Catalogue(database)
+
+
+async def store(
+    database: Database, video_id: str, *, state: VideoState = VideoState.EMBEDDING, lease: bool = True
+) -> Queued:
+    """A video with a file, as an upload leaves it."""
+    video = Video(video_id, "", [], 1.0, "", 0, state, 8, 8, FILE, "")
+
+    def work(connection: sa.Connection) -> Queued:
+        seq = advance_clock(connection, 1)
+        for table in (tables.videos, tables.embedding_queue):
+            connection.execute(table.delete().where(table.c.video_id == video_id))
+        connection.execute(tables.videos.insert().values({**video.as_row(), "change_seq": seq}))
+        queued = Queued.new(video_id, seq) if lease else Queued(video_id, seq, 0)
+        if state is VideoState.EMBEDDING:
+            connection.execute(tables.embedding_queue.insert().values(queued.as_row()))
+        return queued
+
+    return await database.transact(work)
+
+
+async def waiting(database: Database) -> list[str]:
+    async with database.read() as connection:
+        return list((await connection.execute(sa.select(tables.embedding_queue.c.video_id))).scalars())
+
+
+async def is_ready(catalogue: Catalogue, video_id: str) -> None:
+    async with asyncio.timeout(10):
+        while (await catalogue.get(video_id)).state is not VideoState.READY:
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def working(embedder: Embedder) -> AsyncIterator[None]:
+    """The embedder works off what others left."""
+    task = asyncio.create_task(embedder.run())
+    yield
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_frames_in_memory_are_seen_without_decoding(
+    database: Database, catalogue: Catalogue, embedder: Embedder, world: World
+) -> None:
+    embedder.submit(await store(database, "a"), FRAMES)
+    await is_ready(catalogue, "a")
+    vector = await catalogue.clip_vector("a")
+    assert vector is not None
+    assert vector.clip_model == "small@1"
+    assert np.frombuffer(vector.content, "<f2").tolist() == np.eye(1, 512)[0].tolist()
+    assert world.decoded == 0
+    assert await waiting(database) == []
+
+
+@pytest.mark.usefixtures("working")
+async def test_what_a_dead_server_left_is_decoded_again(
+    database: Database, catalogue: Catalogue, world: World
+) -> None:
+    for i in range(6):
+        await store(database, f"v{i}", lease=False)
+    for i in range(6):
+        await is_ready(catalogue, f"v{i}")
+    assert world.decoded == 6
+
+
+async def test_a_lease_keeps_others_away_until_it_has_run_out(
+    database: Database, queue: EmbeddingQueue
+) -> None:
+    await store(database, "leased")
+    await store(database, "left", lease=False)
+    assert [one.queued.video_id for one in await queue.take("small@1")] == ["left"]
+    assert await queue.take("small@1") == []
+
+
+@pytest.mark.usefixtures("working")
+async def test_a_clip_that_is_down_delays_a_video_and_loses_none(
+    database: Database, catalogue: Catalogue, embedder: Embedder, world: World
+) -> None:
+    world.seeing = UnavailableError("Triton is gone")
+    embedder.submit(await store(database, "a"), FRAMES)
+    async with asyncio.timeout(10):
+        while not world.decoded:
+            await asyncio.sleep(0.01)
+    assert (await catalogue.get("a")).state is VideoState.EMBEDDING
+    world.seeing = None
+    async with database.write() as connection:
+        await connection.execute(tables.embedding_queue.update().values(lease_until_us=0))
+    await is_ready(catalogue, "a")
+    assert await catalogue.clip_vector("a") is not None
+
+
+@pytest.mark.usefixtures("working")
+@pytest.mark.parametrize("fault", [UnavailableError("killed"), OSError("no more processes"), ValueError("?")])
+async def test_a_video_that_cannot_be_decoded_is_given_up_in_the_end_and_delays_no_other(
+    database: Database, catalogue: Catalogue, world: World, fault: Exception
+) -> None:
+    world.decoding = fault
+    await store(database, "poison", lease=False)
+    await is_ready(catalogue, "poison")
+    assert world.decoded == 5
+    assert await catalogue.clip_vector("poison") is None
+    world.decoding = None
+    await store(database, "good", lease=False)
+    await is_ready(catalogue, "good")
+
+
+@pytest.mark.usefixtures("working")
+async def test_a_file_that_went_bad_leaves_the_video_to_its_metadata_at_once(
+    database: Database, catalogue: Catalogue, world: World
+) -> None:
+    world.decoding = BadMediaError(MediaProblem.CORRUPT, "is damaged")
+    await store(database, "a", lease=False)
+    await is_ready(catalogue, "a")
+    assert world.decoded == 1
+
+
+async def test_what_was_seen_of_an_old_file_is_not_taken_for_the_new_one(
+    database: Database, catalogue: Catalogue, embedder: Embedder, world: World
+) -> None:
+    """The video is deleted and uploaded again while CLIP looks at its first file."""
+    world.gate.clear()
+    embedder.submit(await store(database, "a"), FRAMES)
+    await asyncio.sleep(0.05)
+    await catalogue.delete("a", "")
+    second = await store(database, "a")
+    world.gate.set()
+    await asyncio.gather(*embedder._running)
+    assert (await catalogue.get("a")).state is VideoState.EMBEDDING
+    assert await catalogue.clip_vector("a") is None
+    embedder.submit(second, FRAMES)
+    await is_ready(catalogue, "a")
+
+
+async def test_a_video_that_is_deleted_while_clip_looks_at_it_stays_deleted(
+    database: Database, catalogue: Catalogue, embedder: Embedder, world: World
+) -> None:
+    world.gate.clear()
+    embedder.submit(await store(database, "a"), FRAMES)
+    await asyncio.sleep(0.05)
+    await catalogue.delete("a", "")
+    world.gate.set()
+    await asyncio.gather(*embedder._running)
+    assert await catalogue.page(after="", owner_id="", limit=10) == []
+    assert await catalogue.clip_vector("a") is None
+
+
+async def test_a_server_gives_back_only_what_it_still_has(database: Database, queue: EmbeddingQueue) -> None:
+    mine = await store(database, "a")
+    theirs = replace(mine, lease_until_us=mine.lease_until_us + 1)
+    await queue.give_back(theirs)
+    assert await queue.take("small@1") == []
+    await queue.give_back(mine)
+    assert len(await queue.take("small@1")) == 1
+
+
+@pytest.mark.usefixtures("working")
+async def test_a_new_clip_sees_every_video_with_a_file_again(
+    database: Database, catalogue: Catalogue, world: World
+) -> None:
+    for video_id in ("old", "unseen"):
+        await store(database, video_id, state=VideoState.READY)
+    await catalogue.put(
+        [Video("imported", "", [], 0.0, "", 0)], {"imported": ClipVector("small@0", b"\0" * 1024)}
+    )
+
+    async def models() -> set[str]:
+        own = [await catalogue.clip_vector(video_id) for video_id in ("old", "unseen")]
+        return {vector.clip_model for vector in own if vector is not None}
+
+    for clip_model in ("medium@1", "large@2"):
+        world.clip_model = clip_model
+        async with asyncio.timeout(10):
+            while await models() != {clip_model}:
+                await asyncio.sleep(0.01)
+    imported = await catalogue.clip_vector("imported")
+    assert imported is not None
+    assert imported.clip_model == "small@0"
+
+
+async def test_what_is_queued_for_a_new_clip_is_not_taken_by_a_server_that_has_the_old_one(
+    database: Database, queue: EmbeddingQueue
+) -> None:
+    await store(database, "a", state=VideoState.READY)
+    await queue.add_unread("large@2")
+    assert await queue.take("small@1") == []
+    assert [one.queued.video_id for one in await queue.take("large@2")] == ["a"]
+
+
+@pytest.mark.usefixtures("working")
+async def test_without_clip_videos_are_ready_by_their_metadata(
+    database: Database, catalogue: Catalogue, world: World
+) -> None:
+    world.clip_model = None
+    for i in range(12):
+        await store(database, f"v{i}", lease=False)
+    for i in range(12):
+        await is_ready(catalogue, f"v{i}")
+    assert world.decoded == 0
+    world.clip_model = "small@1"
+    async with asyncio.timeout(10):
+        while await catalogue.clip_vector("v11") is None:
+            await asyncio.sleep(0.01)

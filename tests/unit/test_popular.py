@@ -1,0 +1,42 @@
+"""The popular list, while videos of it are deleted."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from keek_server.feed.sources import PopularSource
+from keek_server.releases.release import POPULAR_LIMIT, Corpus
+from keek_server.retrieval.ids import hash_id
+
+COUNT = 3000
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    """v2999 is the most popular one."""
+    owners = np.array([hash_id(f"o{n}") for n in range(COUNT)], np.uint64)
+    return Corpus.build([f"v{n}" for n in range(COUNT)], {"owners": owners}, np.arange(COUNT))
+
+
+def context(corpus: Corpus, deleted: set[str], excluded_count: int = 0) -> Any:
+    serving = SimpleNamespace(release=SimpleNamespace(corpus=corpus), fresh=SimpleNamespace(deleted=deleted))
+    return SimpleNamespace(serving=serving, excluded_count=excluded_count)
+
+
+async def test_deletions_far_from_the_top_cost_nothing(corpus: Corpus) -> None:
+    deleted = {f"v{n}" for n in range(2000)}
+    candidates = await PopularSource().candidates(context(corpus, deleted, 4), 10)
+    assert [candidate.video_id for candidate in candidates] == [f"v{COUNT - 1 - n}" for n in range(34)]
+
+
+async def test_what_is_deleted_at_the_top_is_passed_over(corpus: Corpus) -> None:
+    deleted = {f"v{COUNT - 1 - n}" for n in range(POPULAR_LIMIT - 50) if n % 10}
+    candidates = await PopularSource().candidates(context(corpus, deleted), 100)
+    ids = [candidate.video_id for candidate in candidates]
+    left = [f"v{COUNT - 1 - n}" for n in range(POPULAR_LIMIT)]
+    assert ids == [id_ for id_ in left if id_ not in deleted][: len(ids)]
+    assert len(ids) == POPULAR_LIMIT - len(deleted) < 300
+    assert candidates[1].owner == hash_id(f"o{ids[1][1:]}")
+    assert [c.score for c in candidates] == sorted((c.score for c in candidates), reverse=True)
