@@ -315,20 +315,22 @@ async def test_an_upload_whose_bytes_do_not_come_ends_and_gives_its_place_back(
     video_service_pb2_grpc.add_VideoServiceServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        stub = video_service_pb2_grpc.VideoServiceStub(channel)
-        upload_id = str(uuid.uuid4())
-        header = pb.UploadHeader(upload_id=upload_id, video=pb.Video(video_id="v1"), size_bytes=len(CLIP))
-        for messages in ([], [header], [header, CLIP[:CHUNK]]):
-            call = stub.UploadVideo(timeout=20)
-            for message in messages:
-                part = {"chunk": message} if isinstance(message, bytes) else {"header": message}
-                await call.write(pb.UploadVideoRequest(**part))
-            with pytest.raises(grpc.aio.AioRpcError) as ended:
-                await call
-            assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
-            assert "nothing arrived for 0.3 s" in (ended.value.details() or "")
-    await server.stop(0)
+    upload_id = str(uuid.uuid4())
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            stub = video_service_pb2_grpc.VideoServiceStub(channel)
+            header = pb.UploadHeader(upload_id=upload_id, video=pb.Video(video_id="v1"), size_bytes=len(CLIP))
+            for messages in ([], [header], [header, CLIP[:CHUNK]]):
+                call = stub.UploadVideo(timeout=5)
+                for message in messages:
+                    part = {"chunk": message} if isinstance(message, bytes) else {"header": message}
+                    await call.write(pb.UploadVideoRequest(**part))
+                with pytest.raises(grpc.aio.AioRpcError) as ended:
+                    await call
+                assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+                assert "nothing arrived for 0.3 s" in (ended.value.details() or "")
+    finally:
+        await server.stop(0)
     await receiver.aclose()
     assert (await Uploads(database).get(uuid.UUID(upload_id))).received_bytes == CHUNK
     assert (await send(receiver, uuid.UUID(upload_id), offset=CHUNK)).state is VideoState.READY

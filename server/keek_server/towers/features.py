@@ -24,6 +24,7 @@ MAX_TAGS = 16
 """Tags of a video that the tower reads; further ones are left out."""
 
 _MASK = np.uint64(0x7FFF_FFFF)
+_TAGS_REMEMBERED = 100_000
 _EMPTY_DIGEST = np.uint64(xxhash.xxh3_64_intdigest(b""))
 
 
@@ -39,18 +40,30 @@ def hash_ids(ids: Sequence[str]) -> Int32Array:
     return halves
 
 
+class _TagHashes(dict[str, int]):
+    """The hash of each tag that was asked for: few tags are on many videos, and a look-up takes a
+    quarter of the time of a hash."""
+
+    def __missing__(self, tag: str) -> int:
+        if len(self) >= _TAGS_REMEMBERED:
+            self.clear()
+        self[tag] = hashed = int(hash_ids([tag])[0, 0])
+        return hashed
+
+
+_tag_hashes = _TagHashes()
+
+
 def pad_tags(tags: Sequence[Sequence[str]]) -> Int32Array:
     """Hashes tags: int32 [n, longest], zeros behind each row's own, at least one column."""
-    clipped = [row[:MAX_TAGS] for row in tags]
-    flat = list(chain.from_iterable(clipped))
-    # Few tags are on many videos: a look-up takes a quarter of the time of a hash.
-    distinct = list(set(flat))
-    hashes = dict(zip(distinct, hash_ids(distinct)[:, 0].tolist(), strict=True))
-    lengths = np.fromiter(map(len, clipped), np.int64, count=len(clipped))
-    width = max(int(lengths.max(initial=0)), 1)
-    out = np.zeros((len(clipped), width), np.int32)
-    own = np.arange(width) < lengths[:, None]
-    out[own] = np.fromiter(map(hashes.__getitem__, flat), np.int32, count=len(flat))
+    lengths = np.fromiter(map(len, tags), np.int64, count=len(tags))
+    width = int(lengths.max(initial=1))
+    if width > MAX_TAGS:
+        tags = [row[:MAX_TAGS] for row in tags]
+        lengths, width = np.minimum(lengths, MAX_TAGS), MAX_TAGS
+    out = np.zeros((len(tags), width), np.int32)
+    hashes = map(_tag_hashes.__getitem__, chain.from_iterable(tags))
+    out[np.arange(width) < lengths[:, None]] = np.fromiter(hashes, np.int32, count=int(lengths.sum()))
     return out
 
 
