@@ -150,7 +150,7 @@ async def test_frames_of_several_videos_share_batches_and_each_gets_its_own_vect
         mean = image_vectors(loaded, part).mean(axis=0)
         np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), atol=1e-5)
     assert sum(batches) == 19
-    assert max(batches) == 8
+    assert max(batches) <= 16
     assert len(batches) < len(parts)
 
 

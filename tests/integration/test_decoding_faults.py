@@ -48,6 +48,11 @@ def _open_files() -> int:
     return len([*Path("/proc/self/fd").iterdir()])
 
 
+def _lives(pid: int) -> bool:
+    status = procfs.process_status(pid)
+    return status is not None and status.alive
+
+
 def _exists(pid: int) -> bool:
     """Zombies count."""
     return Path(f"/proc/{pid}").exists()
@@ -196,6 +201,8 @@ async def test_a_spare_child_that_died_is_replaced_without_anyone_noticing(
 ) -> None:
     (pid,) = decoder.children
     os.kill(pid, signal.SIGKILL)
+    # A signal takes a moment; one that dies with a file in its hands is another case.
+    await _until(lambda: not _lives(pid))
     assert len((await decoder.decode_video(clip, SHAPE, 8)).frames) == 8
     await _until(lambda: not _exists(pid))
 

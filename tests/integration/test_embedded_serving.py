@@ -107,7 +107,7 @@ async def test_requests_that_wait_share_runs(client: InferenceServerClient) -> N
         # Triton counts a run a little after it has answered.
         while (after := await counts())[0] < inferences + 200:
             await asyncio.sleep(0.02)
-    assert after[1] - executions < 100
+    assert after[1] - executions < 150
 
 
 async def test_only_the_bad_request_of_many_fails(client: InferenceServerClient) -> None:

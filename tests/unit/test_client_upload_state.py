@@ -257,7 +257,7 @@ def test_an_overloaded_server_is_asked_ever_more_rarely_and_anew_when_bytes_have
     details = keek.ErrorDetails("OVERLOADED", retry_after_s=2.0)
     overloaded = keek.ResourceExhaustedError(CODE.RESOURCE_EXHAUSTED, "", details)
     waits: list[float] = []
-    while upload.left_s() > 60:
+    while upload.left_s() > 120:
         waits.append(upload.wait_s(overloaded))
         clock.now += waits[-1]
         upload.received(0)
