@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -82,6 +82,19 @@ class Database:
     def insert(self, table: sa.Table) -> Any:
         """The dialect's INSERT, which knows ON CONFLICT."""
         return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+
+    def upsert(self, table: sa.Table, *, keep: Collection[str] = (), **columns: Any) -> Any:
+        """INSERT that replaces a row of the same primary key.
+
+        Args:
+            table: Where to.
+            keep: Columns that a row that is there keeps.
+            columns: Columns that it gets something else in than the new row has.
+        """
+        insert = self.insert(table)
+        key = table.primary_key.columns
+        new = {c.name: insert.excluded[c.name] for c in table.c if c.name not in key and c.name not in keep}
+        return insert.on_conflict_do_update(index_elements=list(key), set_=new | columns)
 
     @asynccontextmanager
     async def _translated(self) -> AsyncIterator[None]:

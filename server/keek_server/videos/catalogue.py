@@ -88,6 +88,7 @@ class Catalogue:
             {"video_id": video_id, "clip_model": vector.clip_model, "vector": vector.content}
             for video_id, vector in (vectors or {}).items()
         ]
+        upsert = self._database.upsert(table, keep=_OF_A_FILE, state=_STATE_WHEN_PUT)
 
         def work(connection: sa.Connection) -> int:
             seq = advance_clock(connection, len(rows))
@@ -97,9 +98,9 @@ class Catalogue:
                 table.c.video_id.in_([row["video_id"] for row in rows]), _EXISTS
             )
             created = len(rows) - connection.execute(known).scalar_one()
-            connection.execute(self._upsert(table, keep=_OF_A_FILE), rows)
+            connection.execute(upsert, rows)
             if given:
-                connection.execute(self._upsert(clip_vectors), given)
+                connection.execute(self._database.upsert(clip_vectors), given)
             return created
 
         created = await self._database.transact(work)
@@ -172,21 +173,6 @@ class Catalogue:
         """The same for all videos."""
         self._briefs.forget_all()
 
-    def _upsert(self, target: sa.Table, keep: Sequence[str] = ()) -> Any:
-        """INSERT that replaces all columns of a known video but those to keep."""
-        insert = self._database.insert(target)
-        new = insert.excluded
-        changed: dict[str, Any] = {
-            column.name: new[column.name]
-            for column in target.c
-            if column.name != "video_id" and column.name not in keep
-        }
-        if target is table:
-            # A file that is still looked at makes the video READY when that is done.
-            embedding = table.c.state == VideoState.EMBEDDING
-            changed["state"] = sa.case((embedding, table.c.state), else_=new["state"])
-        return insert.on_conflict_do_update(index_elements=[target.c.video_id], set_=changed)
-
 
 def raise_if_it_has_a_file(connection: sa.Connection, video_id: str) -> None:
     """
@@ -205,6 +191,10 @@ def _video(row: Sequence[Any]) -> Video:
 
 
 _STATE = 6
+# A file that is still looked at makes the video READY when that is done.
+_STATE_WHEN_PUT = sa.case(
+    (table.c.state == VideoState.EMBEDDING, table.c.state), else_=sa.literal_column("excluded.state")
+)
 _EXISTS = table.c.state != VideoState.DELETED
 # What is left of a deleted video: nothing that says anything of it, or of its owner.
 _NOTHING: dict[str, Any] = {

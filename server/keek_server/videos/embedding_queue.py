@@ -87,9 +87,7 @@ class EmbeddingQueue:
         Returns:
             False when it was deleted, has another file, or was finished by another server.
         """
-        insert = self._database.insert(clip_vectors)
-        given = {name: insert.excluded[name] for name in ("clip_model", "vector")}
-        upsert = insert.on_conflict_do_update(index_elements=[clip_vectors.c.video_id], set_=given)
+        upsert = self._database.upsert(clip_vectors)
         done = table.delete().where(*_same(queued))
 
         def work(connection: sa.Connection) -> bool:

@@ -125,9 +125,7 @@ class Ingest:
 
     async def _commit(self, video: Video, finish: Finish, urls: Sequence[str]) -> Queued | None:
         row = video.as_row()
-        insert = self._database.insert(videos)
-        changed = {name: insert.excluded[name] for name in (*row, "change_seq") if name != "video_id"}
-        upsert = insert.on_conflict_do_update(index_elements=[videos.c.video_id], set_=changed)
+        upsert = self._database.upsert(videos)
 
         def work(connection: sa.Connection) -> Queued | None:
             seq = advance_clock(connection, 1)
