@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, TypeAlias
 
 import grpc
@@ -75,8 +75,11 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         async def call(request: Message, context: Context) -> AsyncIterator[Message]:
             async with _translated(method, context):
                 self._rules.check(request)
-                async for response in inner(request, context):
-                    yield response
+                # A caller may leave in the middle: what the handler holds is given back then, not when
+                # the garbage collector comes by.
+                async with aclosing(inner(request, context)) as responses:
+                    async for response in responses:
+                        yield response
 
         return call
 
