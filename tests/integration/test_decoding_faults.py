@@ -5,10 +5,12 @@ import errno
 import logging
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -168,14 +170,16 @@ def _fail(*_: object, **__: object) -> None:
     raise OSError(errno.EAGAIN, "no more of them")
 
 
-@pytest.mark.parametrize("what", ["subprocess.Popen", "os.pidfd_open"])
+@pytest.mark.parametrize(("module", "name"), [(subprocess, "Popen"), (os, "pidfd_open")])
 async def test_a_spare_child_that_cannot_be_started_is_missed_by_nobody(
-    tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str
 ) -> None:
     before = _open_files(), procfs.children(os.getpid())
+    # Only the worker's own view of the module: others in this process start children as well.
+    failing = SimpleNamespace(**{**vars(module), name: _fail})
     async with open_decoder(Settings(data_dir=tmp_path, decode_workers=1)) as decoder:
         with monkeypatch.context() as broken:
-            broken.setattr(f"keek_server.videos.decoding.worker.{what}", _fail)
+            broken.setattr(worker, module.__name__, failing)
             assert len((await decoder.decode_video(clip, SHAPE, 8)).frames) == 8
             with pytest.raises(UnavailableError, match="could be started"):
                 await decoder.decode_video(clip, SHAPE, 8)

@@ -192,6 +192,10 @@ class SupervisedProcess(Generic[ServiceT]):
             except TimeoutError:
                 if not self.service.healthy(self.pid):
                     return "no longer works"
+            except OSError as error:
+                # Out of file descriptors, say: a supervisor that ends of it would restart nothing any more.
+                logger.error("cannot watch %s: %s", self.service.name, error)  # noqa: TRY400
+                await asyncio.sleep(_HEALTH_INTERVAL_S)
 
     async def _exit(self) -> int:
         """The child's exit code, once it has one."""
