@@ -6,6 +6,8 @@ KeekError
 ├── NotFoundError           a video, release or user that does not exist
 ├── AlreadyExistsError      what should be made is there already
 ├── OutOfRangeError         an offset that does not follow what is there
+├── FailedPreconditionError what is asked for cannot be done in the state that things are in
+├── PermissionDeniedError   the caller may not do this
 ├── UnavailableError        a part is down; the same call may succeed later
 ├── OverloadedError         refused at the door; the same call may succeed soon
 └── SetupError              the program cannot start or go on as configured; for people
@@ -89,6 +91,14 @@ class AlreadyExistsError(KeekError):
 
 class OutOfRangeError(KeekError):
     """An offset lies beyond what is there."""
+
+
+class FailedPreconditionError(KeekError):
+    """It cannot be done in the state that things are in; the message says what has to change."""
+
+
+class PermissionDeniedError(KeekError):
+    """The caller has not shown that it may do this."""
 
 
 class UnavailableError(KeekError):

@@ -190,8 +190,72 @@ class Settings(BaseSettings):
     """Users whose vectors a release holds, those who were active last."""
     audience_poll_s: Seconds = 1.0
     """How often users who were active get new vectors for FindAudience."""
+
+    # -- releases ---------------------------------------------------------------------------------
     release_poll_s: Seconds = 2.0
-    """How often the registry is asked for the active release, beside the announcement."""
+    """How often the registry is asked what should be served, beside the announcement."""
+    server_name: str = ""
+    """What `keek releases` calls this server; its host and the port that it listens on when empty."""
+    heartbeat_s: Seconds = 1.0
+    """How often a server says what it runs."""
+    server_stale_s: Seconds = 10.0
+    """A server that has said nothing for so long is not waited for any more."""
+    admin_token: SecretStr | None = None
+    """What callers that activate releases and the like must show (`authorization: Bearer TOKEN`);
+    nobody may when unset."""
+    shadow_limit: Annotated[int, Field(ge=1)] = 2
+    """Feeds that a server computes for a shadowed release at the same time; further ones are left out."""
+    rollback_window_s: Seconds = 60.0
+    """What a new release's feeds are judged by: those of so long."""
+    rollback_min_feeds: Annotated[int, Field(ge=1)] = 50
+    """Fewer feeds than this in the window say nothing about a release."""
+    rollback_error_rate: Share = 0.05
+    """A release is rolled back when the personalised videos of more of its feeds fail than this, and of
+    more than twice the share of the release before. 1 never does."""
+    rollback_empty_rate: Share = 0.05
+    """The same for feeds without any personalised video for users with a history."""
+    rollback_watch_s: Seconds = 1800.0
+    """How long after its activation a release is watched like this; a canary is for as long as it runs."""
+    publish_converge_s: Seconds = 60.0
+    """How long publishing waits for all servers to run the new release before it says which do not."""
+    releases_kept: Annotated[int, Field(ge=2)] = 3
+    """Releases whose models and files stay, to go back to: the newest, beside what serves."""
+
+    # -- gates: what a new release must show before it may serve -----------------------------------
+    gate_parity: Annotated[float, Field(ge=0.0)] = 1e-4
+    """Largest difference of any element between the golden vectors and the same through Triton."""
+    gate_max_norm: Annotated[float, Field(gt=0.0)] = 1e3
+    """Largest L2 norm of any vector; all must be finite."""
+    gate_spread: Annotated[float, Field(ge=0.0)] = 1e-3
+    """Least spread of vectors, for users and for videos alike: the root mean square distance from
+    their mean, over their root mean square norm. Constant and zero vectors have none."""
+    gate_recall: Share = 0.95
+    """Least recall@100 of the index against exact search, on real user vectors."""
+    gate_quality: Share = 0.7
+    """Least recall@100 on the held-out tail of the log, as a share of the live release's on the same."""
+    gate_overlap: Share = 0.0
+    """Least share of the live release's first 50 personalised videos that sampled users get again. 0
+    only measures: models that are trained anew may rightly differ."""
+    gate_latency: Annotated[float, Field(gt=0.0)] = 5.0
+    """Most times that a tower may take as long in Triton as the live release's in the same run."""
+    gate_latency_ms: Annotated[float, Field(gt=0.0)] = 50.0
+    """Most milliseconds that one user may take; what counts where there is no live release yet."""
+    gate_size_mb: Annotated[float, Field(gt=0.0)] = 1024.0
+    """Most MiB of a tower's file."""
+    gate_users: Annotated[int, Field(ge=1)] = 500
+    """Users that are sampled from the log to measure a release with."""
+
+    # -- the hourly job ---------------------------------------------------------------------------
+    hourly_min_interactions: Annotated[int, Field(ge=1)] = 1000
+    """Fewer new interactions than this are no reason for a new release."""
+    hourly_epochs: Annotated[int, Field(ge=1)] = 1
+    """The most passes of a fine-tuning."""
+    cached_feed_users: Annotated[int, Field(ge=0)] = 10_000
+    """Recently active users whose feeds are computed in advance, for when Triton is gone."""
+    cached_feed_size: Annotated[int, Field(ge=1, le=1000)] = 100
+    """Videos in each of them."""
+    cached_feed_ttl_s: Seconds = 3 * 3600.0
+    """How long they are kept."""
 
     @model_validator(mode="after")
     def _rising_is_shorter(self) -> "Settings":

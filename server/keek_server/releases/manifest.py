@@ -1,7 +1,7 @@
 """The manifest: everything that makes up one release, as one JSON file and one SQL row."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -40,6 +40,23 @@ class ClipVersion(BaseModel):
     """Whether the weights are random: its vectors say nothing about what a picture shows."""
 
 
+class GateResult(BaseModel):
+    """What one gate measured of a model before it could serve."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    """As in the settings: `gate_<name>` is its bound."""
+    value: float | None
+    """None when nothing could be measured, which is no pass."""
+    bound: float
+    comparison: Literal["<=", ">="]
+    """How `value` must stand to `bound`."""
+    passed: bool
+    detail: str
+    """One line for people: what was measured, on what, and by how much it fails."""
+
+
 class Manifest(BaseModel):
     """{release id, tower versions, clip version, index, dimension, checksums, metrics}."""
 
@@ -67,6 +84,12 @@ class Manifest(BaseModel):
     """Checksum of every file of the release, by name."""
     metrics: dict[str, Any]
     """What training and export measured: quality, parity, ms per user."""
+    source: str = ""
+    """What was published: a run's name, or the files that were brought."""
+    gates: tuple[GateResult, ...] = ()
+    """In the order they were measured; of a refused release, up to where it ended."""
+    forced_reason: str = ""
+    """Why it was published although a gate refused it; empty when none did."""
 
     def save(self, folder: Path) -> None:
         """Writes the manifest into the release's folder."""

@@ -10,11 +10,13 @@ from google.rpc.status_pb2 import Status
 from keek_server.errors import (
     AlreadyExistsError,
     BadMediaError,
+    FailedPreconditionError,
     InvalidArgumentError,
     KeekError,
     NotFoundError,
     OutOfRangeError,
     OverloadedError,
+    PermissionDeniedError,
     SetupError,
     UnavailableError,
 )
@@ -25,6 +27,8 @@ _CODES: tuple[tuple[type[KeekError], grpc.StatusCode, str], ...] = (
     (NotFoundError, grpc.StatusCode.NOT_FOUND, "NOT_FOUND"),
     (AlreadyExistsError, grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS"),
     (OutOfRangeError, grpc.StatusCode.OUT_OF_RANGE, "OUT_OF_RANGE"),
+    (FailedPreconditionError, grpc.StatusCode.FAILED_PRECONDITION, "FAILED_PRECONDITION"),
+    (PermissionDeniedError, grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),
     (OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
     (UnavailableError, grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE"),
     (SetupError, grpc.StatusCode.FAILED_PRECONDITION, "SETUP"),
