@@ -40,6 +40,11 @@ class ProjectionKeys:
         return f"{self.prefix}current"
 
     @property
+    def plan(self) -> str:
+        """The channel on which a change of the plan of releases is announced."""
+        return f"{self.prefix}plan"
+
+    @property
     def generations(self) -> str:
         """A hash whose fields are the generations that exist, and `next`."""
         return f"{self.prefix}generations"

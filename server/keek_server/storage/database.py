@@ -21,6 +21,7 @@ from keek_server.storage.sqlite import WRITING, SqliteWriter, sqlite_engine
 T = TypeVar("T")
 
 _WRITE_LOCK = 0x6B65656B  # "keek": the advisory lock that puts commits of the log in one order
+_PLAN_LOCK = 0x706C616E  # "plan": the same for changes of what is served
 _IDLE_TRANSACTION_MS = 15_000
 
 
@@ -78,6 +79,11 @@ class Database:
         """
         if not self.is_sqlite:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITE_LOCK)))
+
+    def lock_plan(self, connection: sa.Connection) -> None:
+        """Makes this transaction the only one that changes the plan of releases until it ends."""
+        if not self.is_sqlite:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_PLAN_LOCK)))
 
     def insert(self, table: sa.Table) -> Any:
         """The dialect's INSERT, which knows ON CONFLICT."""

@@ -7,6 +7,7 @@ The migrations make them (`keek_server.storage.migrations`). On PostgreSQL they 
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Float,
     Index,
@@ -154,17 +155,49 @@ releases = Table(
     Column("release_id", String(64), primary_key=True),
     Column("create_time_us", BigInteger, nullable=False),
     Column("manifest", JSON, nullable=False),
+    # ReleaseState.
+    Column("state", SmallInteger, nullable=False),
 )
 
 activations = Table(
     "activations",
     metadata,
-    # The newest row names the active release; the rows before it are the history.
+    # The newest row is the plan: the active release, and a trial beside it. Those before it are the history.
     Column("seq", _Sequence, primary_key=True, autoincrement=True),
     Column("release_id", String(64), nullable=False),
     Column("activate_time_us", BigInteger, nullable=False),
     Column("reason", String(512), nullable=False),
+    # Whether it went back: what it went back from is not gone back to again.
+    Column("is_rollback", Boolean, nullable=False),
+    # Empty without a trial.
+    Column("trial_release_id", String(64), nullable=False),
+    # TrialKind; 0 without a trial.
+    Column("trial_kind", SmallInteger, nullable=False),
+    Column("trial_percent", Float, nullable=False),
+    # Of the call that made it, which repeated does nothing more.
+    Column("request_id", Uuid, index=True, unique=True),
     sqlite_autoincrement=True,
+)
+
+servers = Table(
+    "servers",
+    metadata,
+    # A server is one process: a name may come back, this does not.
+    Column("server_id", String(64), primary_key=True),
+    Column("name", String(256), nullable=False),
+    Column("start_time_us", BigInteger, nullable=False),
+    Column("heartbeat_time_us", BigInteger, nullable=False),
+    # The last plan that it carried out: activations.seq; 0 before the first.
+    Column("plan_seq", BigInteger, nullable=False),
+    # What it serves; empty when nothing.
+    Column("release_id", String(64), nullable=False),
+    Column("trial_release_id", String(64), nullable=False),
+    # All that it has open, the one before for a rollback included: their files and models must stay.
+    Column("held_release_ids", JSON, nullable=False),
+    # Why it does not carry out the newest plan; empty when it does.
+    Column("problem", String(512), nullable=False),
+    # What it measured of each release it serves.
+    Column("figures", JSON, nullable=False),
 )
 
 exposures = Table(
