@@ -223,7 +223,8 @@ class Settings(BaseSettings):
 
     # -- gates: what a new release must show before it may serve -----------------------------------
     gate_parity: Annotated[float, Field(ge=0.0)] = 1e-4
-    """Largest difference of any element between the golden vectors and the same through Triton."""
+    """Largest difference of any element between the golden vectors and the same through Triton, over the
+    vectors' root mean square norm where that is above 1."""
     gate_max_norm: Annotated[float, Field(gt=0.0)] = 1e3
     """Largest L2 norm of any vector; all must be finite."""
     gate_spread: Annotated[float, Field(ge=0.0)] = 1e-3
@@ -232,14 +233,17 @@ class Settings(BaseSettings):
     gate_recall: Share = 0.95
     """Least recall@100 of the index against exact search, on real user vectors."""
     gate_quality: Share = 0.7
-    """Least recall@100 on the held-out tail of the log, as a share of the live release's on the same."""
+    """Least recall@100 on the held-out tail of the log, as a share of the live release's on the same. Of a
+    corpus below 1,000 videos, recall at a tenth of it. What counts is the upper end of the share's 95 %
+    interval, so that few users refuse nothing by chance."""
     gate_overlap: Share = 0.0
     """Least share of the live release's first 50 personalised videos that sampled users get again. 0
     only measures: models that are trained anew may rightly differ."""
     gate_latency: Annotated[float, Field(gt=0.0)] = 5.0
     """Most times that a tower may take as long in Triton as the live release's in the same run."""
     gate_latency_ms: Annotated[float, Field(gt=0.0)] = 50.0
-    """Most milliseconds that one user may take; what counts where there is no live release yet."""
+    """Most milliseconds that one user, or one video, may take; what counts where there is no live release
+    yet."""
     gate_size_mb: Annotated[float, Field(gt=0.0)] = 1024.0
     """Most MiB of a tower's file."""
     gate_users: Annotated[int, Field(ge=1)] = 500

@@ -46,9 +46,10 @@ class GateResult(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
-    """As in the settings: `gate_<name>` is its bound."""
+    """As in the settings, where `gate_<name>` is its bound; what has to be so whatever the settings, as
+    `format` and `contract`, has a bound of its own. Each tower has a result."""
     value: float | None
-    """None when nothing could be measured, which is no pass."""
+    """None when nothing could be measured: no pass, unless there is nothing yet to compare with."""
     bound: float
     comparison: Literal["<=", ">="]
     """How `value` must stand to `bound`."""
