@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from keek_server.app import open_app
 from keek_server.commands import EXPORT, REBUILD, Command
 from keek_server.console import log_to_stderr
+from keek_server.embedded.running import admin_token_file
 from keek_server.embedded.stack import EmbeddedStack
 from keek_server.errors import KeekError
 from keek_server.settings import Settings
@@ -32,6 +33,9 @@ async def serve(settings: Settings) -> None:
 async def up(settings: Settings) -> None:
     """The same, with an embedded Triton and Redis for those that the settings do not name."""
     async with EmbeddedStack(settings) as stack:
+        if settings.admin_token is None and stack.settings.admin_token is not None:
+            path = admin_token_file(settings.data_dir)
+            logger.info("`keek releases` may change what serves with KEEK_ADMIN_TOKEN_FILE=%s", path)
         await serve(stack.settings)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,13 @@ def interruptible_programs() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
-async def start(target: str | None, *arguments: str, **streams: int) -> asyncio.subprocess.Process:
+async def start(
+    target: str | None, *arguments: str, variables: Mapping[str, str] | None = None, **streams: int
+) -> asyncio.subprocess.Process:
     # Output is buffered as it is by default.
-    unset = {"KEEK_TARGET", "PYTHONUNBUFFERED"}
+    unset = {"KEEK_TARGET", "KEEK_ADMIN_TOKEN", "KEEK_ADMIN_TOKEN_FILE", "PYTHONUNBUFFERED"}
     environment = {name: value for name, value in os.environ.items() if name not in unset}
+    environment |= variables or {}
     if target is not None:
         environment["KEEK_TARGET"] = target
     piped = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE, **streams}
@@ -67,8 +70,8 @@ async def finish(process: asyncio.subprocess.Process) -> Done:
     return Done(process.returncode, (out or b"").decode(), (err or b"").decode())
 
 
-async def run_keek(target: str | None, *arguments: str) -> Done:
-    return await finish(await start(target, *arguments))
+async def run_keek(target: str | None, *arguments: str, variables: Mapping[str, str] | None = None) -> Done:
+    return await finish(await start(target, *arguments, variables=variables))
 
 
 async def run_import(server: Server, path: Path, *options: str) -> Done:

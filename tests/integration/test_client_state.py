@@ -10,6 +10,7 @@ from client_drivers import DRIVERS, DriverType
 from client_server import Fault, Server, serve, until
 
 import keek
+from keek.channel import Metadata
 from keek.v1.feed_service_pb2 import ListFeedRequest, ListFeedResponse
 
 State = keek.ClientState
@@ -197,9 +198,11 @@ def test_a_call_that_another_thread_closes_the_client_under_says_so() -> None:
     client = keek.Client("127.0.0.1:1")
     list_feed = client._stubs.feed.ListFeed
 
-    def close_first(request: ListFeedRequest, timeout: float | None = None) -> ListFeedResponse:
+    def close_first(
+        request: ListFeedRequest, timeout: float | None = None, metadata: Metadata | None = None
+    ) -> ListFeedResponse:
         client.close()
-        return list_feed(request, timeout=timeout)
+        return list_feed(request, timeout=timeout, metadata=metadata)
 
     with pytest.raises(keek.ClientStateError, match="closed"):
         client._call(close_first, ListFeedRequest(), None, 1.0)

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from keek_server.embedded import EmbeddedStack, procfs, read_running_stack
 from keek_server.embedded.claim import claimed
 from keek_server.embedded.processes import SupervisedProcess
 from keek_server.embedded.redis import EmbeddedRedis
+from keek_server.embedded.running import admin_token_file
 from keek_server.embedded.service import Command
 from keek_server.embedded.triton_environment import assemble_backends, find_environment
 from keek_server.errors import SetupError
@@ -73,6 +75,40 @@ async def test_the_token_is_for_the_owner_alone(stack: EmbeddedStack) -> None:
     running = read_running_stack(stack.settings.data_dir)
     assert stack.settings.triton_control_token is not None
     assert stack.settings.triton_control_token.get_secret_value() not in repr(running)
+
+
+async def test_an_admin_token_is_made_for_the_owner_alone_and_found_by_other_processes(
+    stack: EmbeddedStack,
+) -> None:
+    made = stack.settings.admin_token
+    assert made is not None
+    path = admin_token_file(stack.settings.data_dir)
+    assert path.read_text() == made.get_secret_value() + "\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    running = read_running_stack(stack.settings.data_dir)
+    assert running is not None
+    assert made.get_secret_value() not in repr(running)
+    assert running.fill(Settings()).admin_token == made
+
+
+async def test_an_admin_token_that_is_given_is_used_and_written_nowhere(stack_settings: Settings) -> None:
+    given = stack_settings.model_copy(update={"admin_token": SecretStr("given"), "triton_url": "127.0.0.1:1"})
+    async with EmbeddedStack(given) as stack:
+        assert stack.settings.admin_token == SecretStr("given")
+        assert not admin_token_file(given.data_dir).exists()
+        assert "given" not in (given.data_dir / "run" / "stack.json").read_text()
+
+
+async def test_the_admin_token_ends_with_the_stack(stack_settings: Settings) -> None:
+    settings = stack_settings.model_copy(update={"triton_url": "127.0.0.1:1"})
+    tokens = []
+    for _ in range(2):
+        async with EmbeddedStack(settings) as stack:
+            assert stack.settings.admin_token is not None
+            tokens.append(stack.settings.admin_token.get_secret_value())
+        assert not admin_token_file(settings.data_dir).exists()
+        assert stack.settings.admin_token is None
+    assert len(set(tokens)) == 2
 
 
 async def test_a_file_whose_writer_is_gone_is_no_running_stack(stack: EmbeddedStack, tmp_path: Path) -> None:

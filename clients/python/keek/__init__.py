@@ -5,6 +5,7 @@
 """
 
 from keek import aio
+from keek.changes import ChangeOptions
 from keek.channel import VERSION, RetryPolicy, Timeouts
 from keek.client import Client
 from keek.connection import ClientState
@@ -33,6 +34,7 @@ from keek.messages import Recorded, RecordOptions, interaction
 from keek.queries import SearchOptions
 from keek.v1.feed_service_pb2 import FeedItem, FeedSource
 from keek.v1.interaction_service_pb2 import Interaction, InteractionKind
+from keek.v1.release_service_pb2 import Release, ReleaseState, Rollout, TrialKind
 from keek.v1.search_service_pb2 import FoundVideo
 from keek.v1.trending_service_pb2 import TrendingVideo
 from keek.v1.video_service_pb2 import Video, VideoState
@@ -43,6 +45,7 @@ __all__ = [
     "AlreadyExistsError",
     "CallCancelledError",
     "CallError",
+    "ChangeOptions",
     "Client",
     "ClientState",
     "ClientStateError",
@@ -64,11 +67,15 @@ __all__ = [
     "PermissionDeniedError",
     "RecordOptions",
     "Recorded",
+    "Release",
+    "ReleaseState",
     "ResourceExhaustedError",
     "RetryPolicy",
+    "Rollout",
     "SearchOptions",
     "Timeouts",
     "TrendingVideo",
+    "TrialKind",
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",

@@ -2,13 +2,14 @@
 
 from keek.asynchronous.feeds import FeedCalls
 from keek.asynchronous.interactions import InteractionCalls
+from keek.asynchronous.releases import ReleaseCalls
 from keek.asynchronous.search import SearchCalls
 from keek.asynchronous.trending import TrendingCalls
 from keek.asynchronous.uploads import UploadCalls
 from keek.asynchronous.videos import VideoCalls
 
 
-class Client(FeedCalls, InteractionCalls, VideoCalls, UploadCalls, SearchCalls, TrendingCalls):
+class Client(FeedCalls, InteractionCalls, VideoCalls, UploadCalls, SearchCalls, TrendingCalls, ReleaseCalls):
     """An asyncio client of one Keek deployment, for one event loop.
 
         async with keek.aio.Client("keek:50051") as client:

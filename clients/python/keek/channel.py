@@ -1,6 +1,7 @@
 """How the client talks to its servers, as data: deadlines, retries, balancing, keepalive, sizes."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,8 +21,8 @@ class RetryPolicy:
     """When a call is made again: on UNAVAILABLE, within the call's own deadline.
 
     Every call of Keek may be repeated, because interactions carry an `event_id`, and changes of
-    videos a `request_id`. A stream is retried until its first message has arrived. The waits grow
-    by `backoff_multiplier` and vary by 20 %. An upload goes on where it was cut off.
+    videos and releases a `request_id`. A stream is retried until its first message has arrived.
+    The waits grow by `backoff_multiplier` and vary by 20 %. An upload goes on where it was cut off.
     """
 
     max_attempts: int = 4
@@ -81,6 +82,15 @@ class Timeouts:
     list_trending_s: float = 1.25
     watch_trending_s: float = 3600.0
     """The whole stream, which has no end of its own; then watch again."""
+    list_releases_s: float = 5.0
+    """One page."""
+    get_release_s: float = 5.0
+    change_release_s: float = 15.0
+    """One SQL transaction; what the call waits for the servers, its `wait_s`, comes on top."""
+    watch_releases_s: float = 3600.0
+    """The whole stream, which has no end of its own; then watch again."""
+    diff_releases_s: float = 120.0
+    """The server opens both releases first, and makes two feeds of each user."""
     check_health_s: float = 2.0
 
 
@@ -140,3 +150,18 @@ def channel_options(
         "grpc.service_config": service_config(retry),
     }
     return list({**DEFAULT_OPTIONS, **own, **(overrides or {})}.items())
+
+
+Metadata = tuple[tuple[str, str], ...]
+"""What is sent beside a request."""
+
+
+def bearer_metadata(token: str) -> Metadata:
+    """The metadata that show a token.
+
+    Raises:
+        ValueError: It is empty, or has characters that no token has: gRPC would not send it.
+    """
+    if not re.fullmatch(r"[!-~]+", token):
+        raise ValueError("the admin token must be printable ASCII without spaces, and not empty")
+    return (("authorization", f"Bearer {token}"),)

@@ -2,13 +2,14 @@
 
 from keek.blocking.feeds import FeedCalls
 from keek.blocking.interactions import InteractionCalls
+from keek.blocking.releases import ReleaseCalls
 from keek.blocking.search import SearchCalls
 from keek.blocking.trending import TrendingCalls
 from keek.blocking.uploads import UploadCalls
 from keek.blocking.videos import VideoCalls
 
 
-class Client(FeedCalls, InteractionCalls, VideoCalls, UploadCalls, SearchCalls, TrendingCalls):
+class Client(FeedCalls, InteractionCalls, VideoCalls, UploadCalls, SearchCalls, TrendingCalls, ReleaseCalls):
     """A blocking client of one Keek deployment; threads may share it.
 
         with keek.Client("keek:50051") as client:

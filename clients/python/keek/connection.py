@@ -8,7 +8,14 @@ from typing import Final, Generic, Protocol, TypeVar
 
 import grpc
 
-from keek.channel import DEFAULT_RETRY, DEFAULT_TIMEOUTS, RetryPolicy, Timeouts, channel_options
+from keek.channel import (
+    DEFAULT_RETRY,
+    DEFAULT_TIMEOUTS,
+    RetryPolicy,
+    Timeouts,
+    bearer_metadata,
+    channel_options,
+)
 from keek.errors import ClientStateError
 
 
@@ -52,6 +59,7 @@ class BaseConnection(abc.ABC, Generic[Channel, Stubs]):
         target: str,
         *,
         credentials: grpc.ChannelCredentials | None = None,
+        admin_token: str | None = None,
         retry: RetryPolicy | None = DEFAULT_RETRY,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         options: Mapping[str, int | str] | None = None,
@@ -62,12 +70,18 @@ class BaseConnection(abc.ABC, Generic[Channel, Stubs]):
             target: `host:port`; a DNS name with several addresses uses all of them in turn. Any
                 gRPC target is taken, as `ipv4:10.0.0.1:50051,10.0.0.2:50051`.
             credentials: For TLS, as `grpc.ssl_channel_credentials()`; None speaks plain text.
+            admin_token: For calls that need it, those that change which release serves; sent with
+                no others. Without TLS whoever can read the network can read it.
             retry: When calls are made again; None means never.
             timeouts: Deadlines of calls that give no `timeout_s`.
             options: gRPC channel arguments by name, over `keek.channel.DEFAULT_OPTIONS`.
+
+        Raises:
+            ValueError: `admin_token` is empty, or has characters that no token has.
         """
         self._target: Final = target
         self._credentials: Final = credentials
+        self._admin: Final = None if admin_token is None else bearer_metadata(admin_token)
         self._timeouts: Final = timeouts
         self._retry: Final = retry
         self._options: Final = channel_options(retry, options)

@@ -23,6 +23,8 @@ class RunningStack(BaseModel):
     triton_url: str | None = None
     triton_pid: int | None = None
     triton_control_token: str | None = Field(default=None, repr=False)
+    admin_token: str | None = Field(default=None, repr=False)
+    """Of servers on this stack, when the settings gave none."""
 
     def fill(self, settings: Settings) -> Settings:
         """The settings with this stack's servers where they name none."""
@@ -32,6 +34,8 @@ class RunningStack(BaseModel):
         if settings.triton_url is None and self.triton_url is not None:
             found["triton_url"] = self.triton_url
             found["triton_control_token"] = SecretStr(self.triton_control_token or "")
+        if settings.admin_token is None and self.admin_token is not None:
+            found["admin_token"] = SecretStr(self.admin_token)
         return settings.model_copy(update=found)
 
 
@@ -40,19 +44,30 @@ def run_dir(data_dir: Path) -> Path:
     return data_dir.absolute() / "run"
 
 
+def admin_token_file(data_dir: Path) -> Path:
+    """Holds the admin token that a stack made, alone, for the command `keek`."""
+    return run_dir(data_dir) / "admin.token"
+
+
 def write_running_stack(data_dir: Path, stack: RunningStack) -> None:
-    """Replaces `stack.json`, readable by its owner only: it holds the control token."""
-    path = _path(data_dir)
-    aside = path.with_suffix(".tmp")
-    aside.unlink(missing_ok=True)
-    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(stack.model_dump_json(indent=2))
-    aside.replace(path)
+    """Replaces `stack.json`, and the admin token's file; readable by their owner only: they hold tokens."""
+    _write_privately(_path(data_dir), stack.model_dump_json(indent=2))
+    if stack.admin_token is not None:
+        _write_privately(admin_token_file(data_dir), stack.admin_token + "\n")
 
 
 def remove_running_stack(data_dir: Path) -> None:
-    """Removes `stack.json`, if it is there."""
+    """Removes what `write_running_stack` wrote, if it is there."""
     _path(data_dir).unlink(missing_ok=True)
+    admin_token_file(data_dir).unlink(missing_ok=True)
+
+
+def _write_privately(path: Path, text: str) -> None:
+    aside = path.with_name(path.name + ".tmp")
+    aside.unlink(missing_ok=True)
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    aside.replace(path)
 
 
 def read_running_stack(data_dir: Path) -> RunningStack | None:

@@ -41,14 +41,15 @@ class EmbeddedStack:
     def __init__(self, settings: Settings) -> None:
         """Nothing is started yet."""
         self.settings = settings
-        """Within the block: the settings given, with `redis_url`, `triton_url` and
-        `triton_control_token` filled in."""
+        """Within the block: the settings given, with `redis_url`, `triton_url`,
+        `triton_control_token` and `admin_token` filled in."""
         self.redis: SupervisedProcess[EmbeddedRedis] | None = None
         """The Redis-compatible server, when it is embedded."""
         self.triton: SupervisedProcess[EmbeddedTriton] | None = None
         """The tritonserver, when it is embedded."""
         self._given = settings
         self._control_token = SecretStr(secrets.token_urlsafe(32))
+        self._admin_token = None if settings.admin_token is not None else secrets.token_urlsafe(32)
         self._resources = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -125,6 +126,7 @@ class EmbeddedStack:
             triton_url=triton.service.url if triton else None,
             triton_pid=triton.pid if triton else None,
             triton_control_token=self._control_token.get_secret_value() if triton else None,
+            admin_token=self._admin_token,
         )
         write_running_stack(self._given.data_dir, stack)
         return stack

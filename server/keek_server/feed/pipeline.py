@@ -25,7 +25,7 @@ from keek_server.feed.types import (
     Source,
     SourceTrace,
 )
-from keek_server.releases.live import LiveRelease
+from keek_server.releases.live import LiveRelease, ServingRelease
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +53,17 @@ class FeedPipeline:
         self._source_deadline_s = source_deadline_s
         self._running: set[asyncio.Task[None]] = set()
 
-    async def run(self, query: FeedQuery) -> FeedPage:
+    async def run(self, query: FeedQuery, serving: ServingRelease | None = None) -> FeedPage:
         """Makes one page.
+
+        Args:
+            query: What is asked for.
+            serving: The release that makes it; by default the one that serves.
 
         Raises:
             UnavailableError: Before the first release is active.
         """
-        context = self._capture(query)
+        context = self._capture(query, serving)
         await self._hydrate(context)
         candidates, sources = await self._fetch(context)
         candidates, filters = self._filter(context, candidates)
@@ -79,8 +83,8 @@ class FeedPipeline:
         """Waits for the side effects that are under way."""
         await asyncio.gather(*self._running)
 
-    def _capture(self, query: FeedQuery) -> FeedContext:
-        return FeedContext(query, self._live.serving(), now_us())
+    def _capture(self, query: FeedQuery, serving: ServingRelease | None) -> FeedContext:
+        return FeedContext(query, serving or self._live.serving(), now_us())
 
     async def _hydrate(self, context: FeedContext) -> None:
         for hydrator in self._stages.hydrators:

@@ -8,7 +8,7 @@ from keek.v1 import feed_service_pb2_grpc
 from keek_server.feed.explain import explain
 from keek_server.feed.paging import SESSION_LIMIT, PageToken
 from keek_server.feed.pipeline import FeedPipeline
-from keek_server.feed.types import Degradation, FeedPage, FeedQuery, SlotShare
+from keek_server.feed.types import Candidate, Degradation, FeedPage, FeedQuery, SlotShare
 from keek_server.retrieval.ids import hash_id
 from keek_server.rpc.guard import Context
 from keek_server.videos.catalogue import Catalogue
@@ -91,18 +91,10 @@ def _encode(page: FeedPage, response_type: type[Page]) -> Page:
     query, items = page.context.query, page.selection.items
     release_id = page.context.serving.release.id
     response = response_type(
-        items=[
-            pb.FeedItem(
-                video_id=item.video_id,
-                source=item.source,  # type: ignore[arg-type]  # numbered alike
-                score=item.score,
-                release_id=release_id,
-            )
-            for item in items
-        ],
+        items=[encode_item(item, release_id) for item in items],
         release_id=release_id,
         slot_shares=[_encode_share(share) for share in page.selection.shares],
-        degradations=[_encode_degradation(degradation) for degradation in page.context.degradations],
+        degradations=[encode_degradation(degradation) for degradation in page.context.degradations],
     )
     served = query.served + tuple(hash_id(item.video_id) for item in items)
     if len(items) == query.page_size and len(served) < SESSION_LIMIT:
@@ -118,7 +110,18 @@ def _encode_share(share: SlotShare) -> pb.SlotShare:
     )
 
 
-def _encode_degradation(degradation: Degradation) -> pb.Degradation:
+def encode_item(item: Candidate, release_id: str) -> pb.FeedItem:
+    """An item of a feed that the release made."""
+    return pb.FeedItem(
+        video_id=item.video_id,
+        source=item.source,  # type: ignore[arg-type]  # numbered alike
+        score=item.score,
+        release_id=release_id,
+    )
+
+
+def encode_degradation(degradation: Degradation) -> pb.Degradation:
+    """What a feed lacks."""
     return pb.Degradation(
         source=degradation.source,  # type: ignore[arg-type]
         reason=degradation.reason,

@@ -1,6 +1,6 @@
 """The interceptor around every handler of Keek's services.
 
-Requests are checked before the handler runs, domain errors become statuses, faults become
+Callers and requests are checked before the handler runs, domain errors become statuses, faults become
 INTERNAL without their details, and every call is timed. Each kind of call has a wrapper
 of its own: one for all would let streams slip through.
 """
@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 
 from keek_server import metrics
 from keek_server.errors import KeekError
+from keek_server.rpc.admin import Authority
 from keek_server.rpc.rules import RuleChecker
 from keek_server.rpc.status import to_status
 
@@ -31,8 +32,14 @@ _PREFIX = "/keek."
 class GuardInterceptor(grpc.aio.ServerInterceptor):
     """Wraps the handlers of Keek's own services; health and reflection pass as they are."""
 
-    def __init__(self, rules: RuleChecker) -> None:
+    def __init__(self, rules: RuleChecker, authority: Authority | None = None) -> None:
+        """
+        Args:
+            rules: Checks requests.
+            authority: Checks callers; by default nobody may make calls that need a scope.
+        """
         self._rules = rules
+        self._authority = authority or Authority(None)
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -65,6 +72,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
     def _unary(self, method: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         async def call(request: Message, context: Context) -> Message:
             async with _translated(method, context):
+                self._admit(method, context)
                 self._rules.check(request)
                 response: Message = await inner(request, context)
             return response
@@ -74,6 +82,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
     def _stream(self, method: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         async def call(request: Message, context: Context) -> AsyncIterator[Message]:
             async with _translated(method, context):
+                self._admit(method, context)
                 self._rules.check(request)
                 # A caller may leave in the middle: what the handler holds is given back then, not when
                 # the garbage collector comes by.
@@ -91,10 +100,14 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
 
         async def call(requests: AsyncIterator[Message], context: Context) -> Message:
             async with _translated(method, context):
+                self._admit(method, context)
                 response: Message = await inner(checked(requests), context)
             return response
 
         return call
+
+    def _admit(self, method: str, context: Context) -> None:
+        self._authority.check(method, context.invocation_metadata() or ())
 
 
 @asynccontextmanager

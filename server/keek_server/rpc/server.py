@@ -10,6 +10,8 @@ from keek.v1 import (
     feed_service_pb2_grpc,
     interaction_service_pb2,
     interaction_service_pb2_grpc,
+    release_service_pb2,
+    release_service_pb2_grpc,
     search_service_pb2,
     search_service_pb2_grpc,
     trending_service_pb2,
@@ -17,10 +19,12 @@ from keek.v1 import (
     video_service_pb2,
     video_service_pb2_grpc,
 )
+from keek_server.rpc.admin import Authority
 from keek_server.rpc.feed import FeedServicer
 from keek_server.rpc.guard import GuardInterceptor
 from keek_server.rpc.interactions import InteractionServicer
 from keek_server.rpc.reflection import add_reflection
+from keek_server.rpc.releases import ReleaseServicer
 from keek_server.rpc.rules import RuleChecker
 from keek_server.rpc.search import SearchServicer
 from keek_server.rpc.trending import TrendingServicer
@@ -31,7 +35,8 @@ INTERACTION = interaction_service_pb2.DESCRIPTOR.services_by_name["InteractionSe
 VIDEO = video_service_pb2.DESCRIPTOR.services_by_name["VideoService"].full_name
 TRENDING = trending_service_pb2.DESCRIPTOR.services_by_name["TrendingService"].full_name
 SEARCH = search_service_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
-SERVICES = (FEED, INTERACTION, VIDEO, TRENDING, SEARCH)
+RELEASE = release_service_pb2.DESCRIPTOR.services_by_name["ReleaseService"].full_name
+SERVICES = (FEED, INTERACTION, VIDEO, TRENDING, SEARCH, RELEASE)
 
 _MAX_MESSAGE_BYTES = 16 * 2**20
 _OPTIONS = (
@@ -67,14 +72,18 @@ def build_server(
     search: SearchServicer,
     trending: TrendingServicer,
     health_: Health,
+    releases: ReleaseServicer | None = None,
+    authority: Authority | None = None,
 ) -> grpc.aio.Server:
     """A server with all services, not yet bound nor started."""
-    server = grpc.aio.server(interceptors=(GuardInterceptor(RuleChecker()),), options=_OPTIONS)
+    server = grpc.aio.server(interceptors=(GuardInterceptor(RuleChecker(), authority),), options=_OPTIONS)
     feed_service_pb2_grpc.add_FeedServiceServicer_to_server(feed, server)
     interaction_service_pb2_grpc.add_InteractionServiceServicer_to_server(interactions, server)
     video_service_pb2_grpc.add_VideoServiceServicer_to_server(videos, server)
     search_service_pb2_grpc.add_SearchServiceServicer_to_server(search, server)
     trending_service_pb2_grpc.add_TrendingServiceServicer_to_server(trending, server)
+    if releases is not None:
+        release_service_pb2_grpc.add_ReleaseServiceServicer_to_server(releases, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_.servicer, server)
     add_reflection(server, (*SERVICES, health.SERVICE_NAME))
     return server

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar, cast
 import grpc
 
 from keek import wire
+from keek.channel import Metadata
 from keek.connection import BaseConnection, PageRequest, PageResponse, turn_page
 from keek.errors import CallCancelledError, ClientStateError, DeadlineExceededError, translated
 from keek.v1.feed_service_pb2_grpc import FeedServiceStub
 from keek.v1.interaction_service_pb2_grpc import InteractionServiceStub
+from keek.v1.release_service_pb2_grpc import ReleaseServiceStub
 from keek.v1.search_service_pb2_grpc import SearchServiceStub
 from keek.v1.trending_service_pb2_grpc import TrendingServiceStub
 from keek.v1.video_service_pb2_grpc import VideoServiceStub
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     # These exist for type checkers alone: at run time the stubs of both stacks are one.
     from keek.v1.feed_service_pb2_grpc import FeedServiceAsyncStub
     from keek.v1.interaction_service_pb2_grpc import InteractionServiceAsyncStub
+    from keek.v1.release_service_pb2_grpc import ReleaseServiceAsyncStub
     from keek.v1.search_service_pb2_grpc import SearchServiceAsyncStub
     from keek.v1.trending_service_pb2_grpc import TrendingServiceAsyncStub
     from keek.v1.video_service_pb2_grpc import VideoServiceAsyncStub
@@ -37,7 +40,9 @@ Response = TypeVar("Response")
 class Method(Protocol[Request_contra, Response_co]):
     """A stub's method with one response."""
 
-    def __call__(self, request: Request_contra, /, *, timeout: float | None = None) -> Awaitable[Response_co]:
+    def __call__(
+        self, request: Request_contra, /, *, timeout: float | None = None, metadata: Metadata | None = None
+    ) -> Awaitable[Response_co]:
         """Starts the call."""
 
 
@@ -65,6 +70,7 @@ class Stubs:
     videos: "VideoServiceAsyncStub"
     search: "SearchServiceAsyncStub"
     trending: "TrendingServiceAsyncStub"
+    releases: "ReleaseServiceAsyncStub"
     health_check: Method[Any, Any]
 
     @classmethod
@@ -76,6 +82,7 @@ class Stubs:
             VideoServiceStub(channel),
             SearchServiceStub(channel),
             TrendingServiceStub(channel),
+            ReleaseServiceStub(channel),
             channel.unary_unary(
                 wire.HEALTH_CHECK,
                 request_serializer=wire.HealthCheckRequest.SerializeToString,
@@ -143,10 +150,17 @@ class AsyncConnection(BaseConnection[grpc.aio.Channel, Stubs]):
             raise
 
     async def _call(
-        self, method: Method[Request, Response], request: Request, timeout_s: float | None, default_s: float
+        self,
+        method: Method[Request, Response],
+        request: Request,
+        timeout_s: float | None,
+        default_s: float,
+        metadata: Metadata | None = None,
     ) -> Response:
         with self._guard():
-            response = await method(request, timeout=default_s if timeout_s is None else timeout_s)
+            response = await method(
+                request, timeout=default_s if timeout_s is None else timeout_s, metadata=metadata
+            )
         # A deadline that passes while the answer arrives: gRPC then gives no error, and no message
         # (https://github.com/grpc/grpc/issues/23559).
         if cast("Response | None", response) is None:

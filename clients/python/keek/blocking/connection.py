@@ -9,10 +9,12 @@ from typing import Any, Protocol, Self, TypeVar
 import grpc
 
 from keek import wire
+from keek.channel import Metadata
 from keek.connection import BaseConnection, PageRequest, PageResponse, turn_page
 from keek.errors import translated
 from keek.v1.feed_service_pb2_grpc import FeedServiceStub
 from keek.v1.interaction_service_pb2_grpc import InteractionServiceStub
+from keek.v1.release_service_pb2_grpc import ReleaseServiceStub
 from keek.v1.search_service_pb2_grpc import SearchServiceStub
 from keek.v1.trending_service_pb2_grpc import TrendingServiceStub
 from keek.v1.video_service_pb2_grpc import VideoServiceStub
@@ -28,7 +30,9 @@ Response = TypeVar("Response")
 class Method(Protocol[Request_contra, Response_co]):
     """A stub's method with one response."""
 
-    def __call__(self, request: Request_contra, /, timeout: float | None = None) -> Response_co:
+    def __call__(
+        self, request: Request_contra, /, timeout: float | None = None, metadata: Metadata | None = None
+    ) -> Response_co:
         """Blocks until the response is here or the deadline has passed."""
 
 
@@ -56,6 +60,7 @@ class Stubs:
     videos: VideoServiceStub
     search: SearchServiceStub
     trending: TrendingServiceStub
+    releases: ReleaseServiceStub
     health_check: Method[Any, Any]
 
     @classmethod
@@ -67,6 +72,7 @@ class Stubs:
             VideoServiceStub(channel),
             SearchServiceStub(channel),
             TrendingServiceStub(channel),
+            ReleaseServiceStub(channel),
             channel.unary_unary(
                 wire.HEALTH_CHECK,
                 request_serializer=wire.HealthCheckRequest.SerializeToString,
@@ -113,10 +119,15 @@ class BlockingConnection(BaseConnection[grpc.Channel, Stubs]):
             raise
 
     def _call(
-        self, method: Method[Request, Response], request: Request, timeout_s: float | None, default_s: float
+        self,
+        method: Method[Request, Response],
+        request: Request,
+        timeout_s: float | None,
+        default_s: float,
+        metadata: Metadata | None = None,
     ) -> Response:
         with self._guard():
-            return method(request, timeout=default_s if timeout_s is None else timeout_s)
+            return method(request, timeout=default_s if timeout_s is None else timeout_s, metadata=metadata)
 
     def _pages(
         self, method: Method[Query, Page], request: Query, timeout_s: float | None, default_s: float

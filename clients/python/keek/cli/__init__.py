@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from keek.cli.admin import HINT, BadTokenError, admin_token
 from keek.cli.output import note, problem
 from keek.cli.parser import make_parser
 from keek.client import Client
@@ -15,6 +16,7 @@ from keek.errors import (
     DeadlineExceededError,
     FileChangedError,
     InvalidArgumentError,
+    PermissionDeniedError,
     UnavailableError,
 )
 
@@ -46,12 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
-        with Client(arguments.target) as client:
+        with Client(arguments.target, admin_token=admin_token(arguments)) as client:
             code: int = arguments.run(client, arguments)
             return code
     except CallError as error:
         note(f"keek: {_explained(error, arguments.target)}")
-    except FileChangedError as error:
+    except (FileChangedError, BadTokenError) as error:
         note(f"keek: {error}")
     except BrokenPipeError:
         raise
@@ -67,6 +69,8 @@ def _explained(error: CallError, target: str) -> str:
         # A reason of its own, as TRUNCATED, says more than the code.
         text = problem(error)
         return text if text.startswith(f"{error.reason}: ") and error.reason else f"{name}: {text}"
+    if isinstance(error, PermissionDeniedError):
+        return f"{name}: {error.message} ({HINT})"
     if isinstance(error, UnavailableError):
         if not error.details.reason:
             # Not from a Keek server, which gives a reason: nothing answers there.

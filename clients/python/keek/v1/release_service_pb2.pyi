@@ -678,7 +678,9 @@ class WatchReleasesResponse(_message.Message):
 
     ROLLOUT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def rollout(self) -> Global___Rollout: ...
+    def rollout(self) -> Global___Rollout:
+        """Absent before the first activation."""
+
     def __init__(
         self,
         *,
@@ -752,13 +754,25 @@ class FeedDiff(_message.Message):
     ITEMS_FIELD_NUMBER: _builtins.int
     OTHER_ITEMS_FIELD_NUMBER: _builtins.int
     OVERLAP_FIELD_NUMBER: _builtins.int
+    DEGRADATIONS_FIELD_NUMBER: _builtins.int
+    OTHER_DEGRADATIONS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     overlap: _builtins.float
-    """Share of the videos of the first feed that the other one holds."""
+    """Share of the videos of the first feed that the other one holds; 1 when
+    both are empty, 0 when the first one alone is.
+    """
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[_feed_service_pb2.FeedItem]: ...
     @_builtins.property
     def other_items(self) -> _containers.RepeatedCompositeFieldContainer[_feed_service_pb2.FeedItem]: ...
+    @_builtins.property
+    def degradations(self) -> _containers.RepeatedCompositeFieldContainer[_feed_service_pb2.Degradation]:
+        """Sources that could not do their part: such a feed says less about its
+        release.
+        """
+
+    @_builtins.property
+    def other_degradations(self) -> _containers.RepeatedCompositeFieldContainer[_feed_service_pb2.Degradation]: ...
     def __init__(
         self,
         *,
@@ -766,10 +780,12 @@ class FeedDiff(_message.Message):
         items: _abc.Iterable[_feed_service_pb2.FeedItem] | None = ...,
         other_items: _abc.Iterable[_feed_service_pb2.FeedItem] | None = ...,
         overlap: _builtins.float = ...,
+        degradations: _abc.Iterable[_feed_service_pb2.Degradation] | None = ...,
+        other_degradations: _abc.Iterable[_feed_service_pb2.Degradation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items", "other_items", b"other_items", "overlap", b"overlap", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["degradations", b"degradations", "items", b"items", "other_degradations", b"other_degradations", "other_items", b"other_items", "overlap", b"overlap", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

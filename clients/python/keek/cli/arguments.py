@@ -1,0 +1,93 @@
+"""Options that all commands of `keek` have, and the types of arguments."""
+
+import argparse
+from typing import Final
+
+from keek.cli.importing.rows import split_tags
+
+DEFAULT_TARGET: Final = "localhost:50051"
+
+_INT32_MAX: Final = (1 << 31) - 1
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Options that may stand before the command and behind it."""
+    # Without a default of their own: behind the command it would win over what stood before it.
+    parser.add_argument(
+        "--target",
+        default=argparse.SUPPRESS,
+        help=f"host:port of the server; $KEEK_TARGET, or {DEFAULT_TARGET}, when not given",
+    )
+    parser.add_argument(
+        "--timeout-s", type=seconds, default=argparse.SUPPRESS, help="deadline of each call, in seconds"
+    )
+    parser.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="one JSON object a line"
+    )
+
+
+def identifier(text: str) -> str:
+    """Any text that can be sent."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("not valid UTF-8") from None
+    return text
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more."""
+    if not (text.isdecimal() and 1 <= int(text) <= _INT32_MAX):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A time that a call may take."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    # Also false for NaN. gRPC counts deadlines in 64-bit nanoseconds.
+    if not 0.0 < value <= 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
+
+
+def number(text: str) -> float:
+    """A number of seconds, or 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    # Also false for NaN.
+    if not 0.0 <= value <= 1e12:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
+
+
+def query(text: str) -> str:
+    """A text that is not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return identifier(text)
+
+
+def tags(text: str) -> list[str]:
+    """Tags, separated by commas."""
+    try:
+        return split_tags(identifier(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def percentage(text: str) -> float:
+    """A share in percent, above 0."""
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = 0.0
+    # Also false for NaN.
+    if not 0.0 < value <= 100.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a percentage above 0")
+    return value
