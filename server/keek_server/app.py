@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import grpc
 from prometheus_client import start_http_server
 
 from keek_server.errors import SetupError
+from keek_server.feed.cached import CachedFeeds, CachedSource
 from keek_server.feed.exposures import ExposureLog
 from keek_server.feed.filters import FILTERS
 from keek_server.feed.hydrators import LogHydrator, ProjectionHydrator
@@ -17,6 +19,7 @@ from keek_server.feed.mixing import QuotaSelector
 from keek_server.feed.pipeline import FeedPipeline, Stages
 from keek_server.feed.scorers import SourceScorer
 from keek_server.feed.sources import PersonalisedSource, PopularSource, TrendingSource
+from keek_server.feed.types import FeedSource
 from keek_server.interactions.connection import open_redis
 from keek_server.interactions.csv_tail import CsvTail
 from keek_server.interactions.keys import ProjectionKeys
@@ -26,12 +29,23 @@ from keek_server.interactions.projector import Projector
 from keek_server.interactions.recorder import Recorder
 from keek_server.interactions.trending import Trending
 from keek_server.interactions.writer import ProjectionWriter
+from keek_server.releases.channel import PlanChannel
+from keek_server.releases.diff import FeedDiffer
+from keek_server.releases.figures import ReleaseFigures
+from keek_server.releases.fleet import Fleet
 from keek_server.releases.follower import CatalogueFollower
-from keek_server.releases.live import Executors, LiveRelease
+from keek_server.releases.heartbeat import Heartbeat
+from keek_server.releases.live import LiveRelease
+from keek_server.releases.opening import Executors, ReleaseOpener
 from keek_server.releases.registry import ReleaseRegistry
+from keek_server.releases.rollouts import Rollouts, RolloutWatch
+from keek_server.releases.shadow import Shadow
+from keek_server.releases.watchdog import Watchdog
 from keek_server.retrieval.searcher import search_executor
+from keek_server.rpc.admin import Authority
 from keek_server.rpc.feed import FeedServicer
 from keek_server.rpc.interactions import InteractionServicer
+from keek_server.rpc.releases import ReleaseServicer
 from keek_server.rpc.search import SearchServicer
 from keek_server.rpc.server import FEED, SERVICES, Health, build_server
 from keek_server.rpc.trending import TrendingServicer
@@ -67,6 +81,7 @@ class App:
     port: int
     live: LiveRelease
     projector: Projector
+    figures: ReleaseFigures
 
 
 @asynccontextmanager
@@ -92,7 +107,11 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         trending = Trending(projection, settings)
         projector = Projector(log, projection, ProjectionWriter(redis, keys, settings), settings)
         feed = ChangeFeed(database)
-        live = LiveRelease(ReleaseRegistry(database), feed, towers, executors, settings)
+        registry = ReleaseRegistry(database)
+        fleet = Fleet(database, stale_s=settings.server_stale_s)
+        channel = PlanChannel(redis, keys, deadline_s=settings.redis_deadline_s)
+        opener = ReleaseOpener(feed, towers, executors, settings)
+        live = LiveRelease(registry, opener, poll_s=settings.release_poll_s)
         follower = CatalogueFollower(feed, catalogue, live, poll_s=settings.catalogue_poll_s)
         embedder = Embedder(database, live, media, decoder, follower.notify, settings)
         ingest = Ingest(database, catalogue, media, decoder, embedder, settings)
@@ -103,6 +122,9 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         library = Library(catalogue, media, ingest, follower, cleaner, incoming, settings)
         watchers = Slots(settings.watch_limit, "callers of WatchVideo")
         exposures = ExposureLog(database)
+        cached_feeds = CachedFeeds(redis, keys, deadline_s=settings.redis_deadline_s)
+        figures = ReleaseFigures(window_s=settings.rollback_window_s)
+        shadow = Shadow(live, figures, limit=settings.shadow_limit)
         pipeline = FeedPipeline(
             live,
             Stages(
@@ -111,10 +133,12 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
                 filters=FILTERS,
                 scorer=SourceScorer(),
                 selector=QuotaSelector(settings.personalised_share, settings.per_owner_cap),
-                side_effects=(exposures,),
+                side_effects=(exposures, figures, shadow),
+                fallbacks={FeedSource.PERSONALISED: CachedSource(cached_feeds)},
             ),
             source_deadline_s=settings.source_deadline_s,
         )
+        shadow.use(pipeline)
         stack.push_async_callback(exposures.aclose)
         stack.push_async_callback(pipeline.drain)
         stack.push_async_callback(log.aclose)
@@ -130,6 +154,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         )
         health = Health()
         recorder = Recorder(log, catalogue, projector, wait_for_feed_s=settings.wait_for_feed_s)
+        rollouts = Rollouts(registry, fleet, channel)
         server = build_server(
             FeedServicer(pipeline, catalogue, deadline_s=settings.feed_deadline_s),
             InteractionServicer(recorder),
@@ -142,13 +167,38 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             ),
             SearchServicer(Finder(live, catalogue, decoder)),
             TrendingServicer(trending, catalogue),
+            ReleaseServicer(
+                registry,
+                rollouts,
+                RolloutWatch(rollouts.current, Slots(settings.watch_limit, "callers of WatchReleases")),
+                FeedDiffer(
+                    registry,
+                    live,
+                    pipeline,
+                    Slots(1, "callers of DiffReleases"),
+                    deadline_s=settings.feed_deadline_s,
+                ),
+            ),
             health,
+            Authority(settings.admin_token),
         )
+        port = _bind(server, settings.listen)
+        heartbeat = Heartbeat(
+            fleet,
+            live,
+            settings.server_name or f"{socket.gethostname()}:{port}",
+            figures.all,
+            interval_s=settings.heartbeat_s,
+        )
+        stack.push_async_callback(heartbeat.aclose)
         await health.set(SERVICES, serving=True)
         await health.set(("", FEED), serving=False)
         jobs = {
             "projector": projector.run,
             "release follower": live.follow,
+            "announcements": lambda: channel.listen(live.notify),
+            "heartbeat": heartbeat.run,
+            "watchdog": Watchdog(registry, live, figures, channel, settings).run,
             "catalogue follower": follower.run,
             "embedder": embedder.run,
             "video cleaner": cleaner.run,
@@ -166,10 +216,9 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         if settings.metrics_listen:
             _serve_metrics(settings.metrics_listen, stack)
 
-        port = _bind(server, settings.listen)
         await server.start()
         stack.push_async_callback(_drain, server, health, settings.drain_s)
-        yield App(port, live, projector)
+        yield App(port, live, projector, figures)
 
 
 def _bind(server: grpc.aio.Server, address: str) -> int:

@@ -21,6 +21,23 @@ projection_lag = Histogram(
 )
 projector_active = Gauge("keek_projector_active", "1 on the server that holds the projection's lease.")
 
+release_feeds = Counter(
+    "keek_release_feeds_total",
+    "Feeds that were shown, by the release that made them: ok, error when the personalised part failed, "
+    "empty when it found nothing for a user with a history.",
+    ("release", "outcome"),
+)
+plan_seq = Gauge("keek_plan_seq", "The last plan of releases that this server carried out.")
+rollbacks = Counter("keek_automatic_rollbacks_total", "What this server went back from by itself.", ("kind",))
+shadow_overlap = Histogram(
+    "keek_shadow_overlap",
+    "Share of a shown feed's personalised videos that the shadowed release holds as well.",
+    buckets=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+)
+shadow_left_out = Counter(
+    "keek_shadow_left_out_total", "Feeds that were not shadowed: too many were under way."
+)
+
 
 video_stage_seconds = Histogram(
     "keek_video_stage_seconds",

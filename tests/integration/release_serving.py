@@ -24,8 +24,8 @@ from keek_server.feed.types import (
 )
 from keek_server.releases.diff import FeedDiffer
 from keek_server.releases.fleet import Fleet, ServerStatus
-from keek_server.releases.live import ServingRelease
 from keek_server.releases.manifest import GateResult, Manifest, TowerVersion
+from keek_server.releases.opening import ServingRelease
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.releases.rollouts import Rollouts, RolloutWatch
 from keek_server.retrieval.index import IndexReport

@@ -14,7 +14,7 @@ from projecting import Parts, event, open_parts
 from keek_server.embedded.stack import EmbeddedStack
 from keek_server.errors import UnavailableError
 from keek_server.interactions.projection import Projection
-from keek_server.releases.live import ServingRelease
+from keek_server.releases.opening import ServingRelease
 from keek_server.retrieval.fresh import VECTORS, Column
 from keek_server.retrieval.ids import IdTable
 from keek_server.retrieval.index import FaissIndex

@@ -1,6 +1,7 @@
 """Publishing through a real Triton: one publisher at a time, nothing half live, nothing kept for ever."""
 
 import asyncio
+import dataclasses
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -8,45 +9,33 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from embedded_towers import ONNX_TYPES, video_tower
-from onnx import ModelProto, TensorProto, helper, numpy_helper, save
+from gate_towers import user_tower, video_tower
+from onnx import ModelProto, helper, numpy_helper, save
 
 from keek_server.embedded import EmbeddedStack
-from keek_server.errors import SetupError
+from keek_server.errors import FailedPreconditionError, SetupError, UnavailableError
 from keek_server.releases.manifest import Manifest
+from keek_server.releases.plan import ReleaseState
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.releases.release import Release
 from keek_server.settings import Settings
 from keek_server.storage.database import open_database
 from keek_server.storage.tables import releases
-from keek_server.towers.contract import DIMENSION, USER_TOWER, VIDEO_TOWER
+from keek_server.towers.client import open_towers
+from keek_server.towers.contract import DIMENSION, USER_TOWER
 from keek_training.datasets.registry import open_dataset
 from keek_training.datasets.store import import_dataset
+from keek_training.gates.verdict import RefusedError
 from keek_training.publishing import publish as publishing
 from keek_training.publishing.embedding import embed
-from keek_training.publishing.kept import RELEASES_KEPT, KeptRelease
+from keek_training.publishing.kept import KeptRelease
 from keek_training.publishing.lock import LOCK_FILE, publishing_alone
-from keek_training.publishing.publish import publish
+from keek_training.publishing.publish import Wishes, publish
 from keek_training.publishing.repository import MODEL_FILE
+from keek_training.publishing.source import TowerSource
 from keek_training.runs import Run
 
 SYNTH = "synth:users=20,videos=60,interactions=400,end=2026-01-01"
-
-
-def mean_tower() -> ModelProto:
-    """A user tower: the mean of the history's vectors."""
-    inputs = [
-        helper.make_tensor_value_info(
-            spec.name,
-            ONNX_TYPES[spec.dtype],
-            ["batch", *(dim if dim > 0 else f"{spec.name}_length" for dim in spec.shape)],
-        )
-        for spec in USER_TOWER.inputs
-    ]
-    output = helper.make_tensor_value_info("user_vector", TensorProto.FLOAT, ["batch", DIMENSION])
-    node = helper.make_node("ReduceMean", ["history_vectors"], ["user_vector"], axes=[1], keepdims=0)
-    graph = helper.make_graph([node], "user_tower", inputs, [output])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
 
 
 def not_finite(model: ModelProto) -> ModelProto:
@@ -64,14 +53,14 @@ def not_finite(model: ModelProto) -> ModelProto:
     return model
 
 
-def exported(folder: Path, videos: ModelProto) -> Run:
+def exported(folder: Path, videos: ModelProto) -> TowerSource:
     run = Run(folder)
     run.start()
-    save(mean_tower(), run.user_tower)
+    save(user_tower(), run.user_tower)
     save(videos, run.video_tower)
     run.write_metrics({}, [])
     run.write_export({"history_length": 5})
-    return run
+    return TowerSource.of_run(run)
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +80,8 @@ def settings(stack: EmbeddedStack) -> Settings:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return exported(tmp_path / "monday", video_tower(VIDEO_TOWER))
+def run(tmp_path: Path) -> TowerSource:
+    return exported(tmp_path / "monday", video_tower())
 
 
 async def active(settings: Settings) -> str | None:
@@ -113,7 +102,7 @@ def models_of(settings: Settings, release: Manifest) -> list[Path]:
 
 
 async def test_of_two_publishers_at_once_one_is_refused_and_the_others_release_is_whole(
-    settings: Settings, run: Run
+    settings: Settings, run: TowerSource
 ) -> None:
     done = await asyncio.gather(publish(run, settings), publish(run, settings), return_exceptions=True)
     release, refused = sorted(done, key=lambda each: isinstance(each, BaseException))
@@ -126,7 +115,7 @@ async def test_of_two_publishers_at_once_one_is_refused_and_the_others_release_i
     assert Release.open(settings.release_dir / release.release_id).manifest == release
 
 
-async def test_what_another_publisher_is_writing_is_left_alone(settings: Settings, run: Run) -> None:
+async def test_what_another_publisher_is_writing_is_left_alone(settings: Settings, run: TowerSource) -> None:
     settings.release_dir.mkdir(parents=True, exist_ok=True)
     unfinished = [settings.model_repository / "user_tower" / "90.tmp", settings.release_dir / "r90.tmp"]
     before = await active(settings)
@@ -144,7 +133,7 @@ async def test_what_another_publisher_is_writing_is_left_alone(settings: Setting
 
 @pytest.mark.parametrize("shared", ["models", "releases"])
 async def test_publishers_that_share_one_of_both_folders_exclude_each_other(
-    settings: Settings, run: Run, tmp_path: Path, shared: str
+    settings: Settings, run: TowerSource, tmp_path: Path, shared: str
 ) -> None:
     other = {"data_dir": tmp_path} if shared == "models" else {"model_repository": tmp_path}
     with (
@@ -155,7 +144,7 @@ async def test_publishers_that_share_one_of_both_folders_exclude_each_other(
 
 
 async def test_a_release_whose_model_has_gone_is_not_registered(
-    settings: Settings, run: Run, monkeypatch: pytest.MonkeyPatch
+    settings: Settings, run: TowerSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = await active(settings)
     names = folders(settings)
@@ -173,13 +162,13 @@ async def test_a_release_whose_model_has_gone_is_not_registered(
 
 
 async def test_folders_of_releases_that_are_not_kept_are_removed_and_their_rows_stay(
-    settings: Settings, run: Run
+    settings: Settings, run: TowerSource
 ) -> None:
     foreign = settings.release_dir / "copied by somebody"
     foreign.mkdir(exist_ok=True)
-    published = [await publish(run, settings) for _ in range(RELEASES_KEPT + 2)]
+    published = [await publish(run, settings) for _ in range(settings.releases_kept + 2)]
     ids = [release.release_id for release in published]
-    assert folders(settings) == {*ids[-RELEASES_KEPT:], foreign.name}
+    assert folders(settings) == {*ids[-settings.releases_kept :], foreign.name}
 
     # An operator goes back: what serves then stays, however old it becomes.
     async with open_database(settings) as database:
@@ -199,12 +188,12 @@ async def test_folders_of_releases_that_are_not_kept_are_removed_and_their_rows_
     assert registered >= {*ids, newest, last}
 
 
-async def test_vectors_that_are_not_finite_are_refused_by_the_first_videos_name(
+async def test_vectors_that_are_not_finite_are_refused_before_triton_sees_them(
     settings: Settings, tmp_path: Path
 ) -> None:
     before = await active(settings)
-    broken = exported(tmp_path / "broken", not_finite(video_tower(VIDEO_TOWER)))
-    with pytest.raises(SetupError, match=r"60 videos, the first of them '\S+'"):
+    broken = exported(tmp_path / "broken", not_finite(video_tower()))
+    with pytest.raises(SetupError, match=r"refused by gate max_norm: .*not finite"):
         await publish(broken, settings)
     assert await active(settings) == before
 
@@ -217,3 +206,90 @@ def test_a_repository_that_is_not_there_is_said(settings: Settings, tmp_path: Pa
     ):
         pass
     assert not (tmp_path / "none" / LOCK_FILE).exists()
+
+
+def rotated() -> np.ndarray:
+    """A rotation that the video tower does not have: every score is garbage."""
+    return np.linalg.qr(np.random.default_rng(3).normal(size=(DIMENSION, DIMENSION)))[0].astype(np.float32)
+
+
+def versions(settings: Settings) -> set[str]:
+    return {path.name for path in settings.model_repository.glob("user_tower/*") if path.name.isdecimal()}
+
+
+async def test_a_release_that_a_gate_refuses_leaves_a_report_and_nothing_else(
+    settings: Settings, run: TowerSource
+) -> None:
+    live = (await publish(run, settings)).release_id
+    strict = settings.model_copy(update={"gate_overlap": 1.0, "gate_recall": 1.0})
+    other = dataclasses.replace(run, user_tower=run.user_tower.with_name("rotated.onnx"), name="rotated")
+    save(user_tower(rotated()), other.user_tower)
+    names, before = folders(settings), versions(settings)
+    with pytest.raises(
+        RefusedError, match=r"^refused by gate overlap: value 0\.\d+, at least 1 is asked for"
+    ):
+        await publish(other, strict)
+    assert await active(settings) == live
+    assert (folders(settings), versions(settings)) == (names, before)
+    async with open_database(settings) as database, open_towers(settings) as towers:
+        registry = ReleaseRegistry(database)
+        newest = (await registry.list(1))[0]
+        assert newest.state is ReleaseState.REFUSED
+        manifest = Manifest.model_validate(newest.manifest)
+        assert [gate.name for gate in manifest.gates if not gate.passed] == ["overlap"]
+        assert manifest.source == "rotated"
+        with pytest.raises(FailedPreconditionError, match="was refused"):
+            await registry.activate(newest.release_id, "")
+        assert not await towers.has(USER_TOWER, manifest.user_tower.version)
+        assert await towers.has(USER_TOWER, max(map(int, before)))
+    report = settings.data_dir / "reports" / newest.release_id
+    assert "overlap" in (report / "report.txt").read_text("utf-8")
+    assert "<svg" in (html := (report / "report.html").read_text("utf-8")) or "data:image/png" in html
+
+    forced = await publish(other, strict, Wishes(forced_reason="a rotation is what we want"))
+    assert forced.forced_reason == "a rotation is what we want"
+    # A number is never used again, also not that of a refused model.
+    assert forced.user_tower.version == manifest.user_tower.version + 1
+    async with open_database(settings) as database:
+        plan = await ReleaseRegistry(database).plan()
+    assert plan is not None
+    assert plan.release_id == forced.release_id
+    assert plan.reason.endswith("forced: a rotation is what we want")
+
+
+async def test_a_model_that_breaks_the_contract_never_reaches_the_repository_and_cannot_be_forced(
+    settings: Settings, run: TowerSource
+) -> None:
+    before = versions(settings)
+    swapped = dataclasses.replace(run, user_tower=run.video_tower, video_tower=run.user_tower)
+    with pytest.raises(RefusedError, match=r"refused by gate contract: .*expected") as refused:
+        await publish(swapped, settings, Wishes(forced_reason="never mind"))
+    assert "\n" not in str(refused.value)
+    assert versions(settings) == before
+
+
+async def test_a_release_can_wait_to_be_tried(settings: Settings, run: TowerSource) -> None:
+    live = (await publish(run, settings)).release_id
+    ready = (await publish(run, settings, Wishes(activate=False))).release_id
+    assert await active(settings) == live
+    async with open_database(settings) as database:
+        assert (await ReleaseRegistry(database).get(ready)).state is ReleaseState.READY
+        await ReleaseRegistry(database).activate(ready, "tried")
+    assert Release.open(settings.release_dir / ready).id == ready
+
+
+async def test_what_serves_is_withdrawn_by_nobody_when_triton_refuses_the_new(
+    settings: Settings, run: TowerSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = await publish(run, settings)
+
+    async def not_embedded(*_: object) -> object:
+        raise UnavailableError("Triton went away")
+
+    monkeypatch.setattr(publishing, "embed", not_embedded)
+    before = versions(settings)
+    with pytest.raises(UnavailableError, match="went away"):
+        await publish(run, settings)
+    assert versions(settings) == before
+    async with open_towers(settings) as towers:
+        assert await towers.has(USER_TOWER, live.user_tower.version)

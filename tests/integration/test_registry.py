@@ -80,7 +80,7 @@ async def test_what_cannot_serve_is_refused_with_the_reason(registry: ReleaseReg
         await registry.start_trial(Trial("a", TrialKind.CANARY, 1.0), "")
     with pytest.raises(FailedPreconditionError, match="no release is tried"):
         await registry.end_trial("")
-    await registry.mark_removed(["b", "r"])
+    await registry.retire(0, ["c", "d"])
     with pytest.raises(FailedPreconditionError, match="files of release b are gone"):
         await registry.activate("b", "")
     assert (await registry.get("r")).state is ReleaseState.REFUSED

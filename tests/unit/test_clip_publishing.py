@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from clip_records import RECORD
 
-from keek_server.errors import SetupError
+from keek_server.errors import FailedPreconditionError, SetupError
 from keek_server.releases.manifest import ClipVersion, TowerVersion
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.settings import Settings
@@ -163,7 +163,7 @@ async def test_the_active_release_and_the_newest_are_kept_whatever_else_their_ma
     tower = {"version": 1, "sha256": "", "size_bytes": 1}
     async with open_database(settings) as database:
         assert await active_release(database) is None
-        assert await kept_releases(database) == []
+        assert await kept_releases(database, 2) == []
         async with database.write() as connection:
             for number in range(5):
                 manifest = {
@@ -172,11 +172,24 @@ async def test_the_active_release_and_the_newest_are_kept_whatever_else_their_ma
                     "video_tower": tower,
                     "old": True,
                 }
-                row = {"release_id": f"r{number}", "create_time_us": number, "manifest": manifest}
+                row = {"release_id": f"r{number}", "create_time_us": number, "manifest": manifest, "state": 1}
                 await connection.execute(releases.insert().values(row))
-        for active, kept in (("r4", ["r4", "r3"]), ("r1", ["r1", "r4", "r3"])):
-            await ReleaseRegistry(database).activate(active, "test")
-            live = await active_release(database)
-            assert live is not None
-            assert live.release_id == active
-            assert [release.release_id for release in await kept_releases(database)] == kept
+        registry = ReleaseRegistry(database)
+        await registry.activate("r1", "test")
+        await registry.activate("r0", "test")
+        live = await active_release(database)
+        assert live is not None
+        assert live.release_id == "r0"
+        # The active one, what it would be gone back to, and the newest.
+        assert [release.release_id for release in await kept_releases(database, 2)] == [
+            "r0",
+            "r1",
+            "r4",
+            "r3",
+        ]
+        with pytest.raises(FailedPreconditionError, match="files of release r2 are gone"):
+            await registry.activate("r2", "test")
+        await registry.activate("r4", "test")
+        # What a server has open stays as well, but nothing that is gone comes back.
+        kept = await kept_releases(database, 1, ["r2", "r1"])
+        assert [release.release_id for release in kept] == ["r4", "r0", "r1"]

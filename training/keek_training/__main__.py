@@ -13,6 +13,7 @@ from keek_server.settings import Settings
 from keek_server.storage.database import open_database
 from keek_training import commands
 from keek_training.datasets import commands as data_commands
+from keek_training.hourly import commands as hourly_commands
 
 
 def _import(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -34,6 +35,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
     "export": commands.run_export,
     "export-clip": commands.run_export_clip,
     "publish": commands.run_publish,
+    "hourly": hourly_commands.run_hourly,
     "demo": commands.run_demo,
 }
 
@@ -44,6 +46,7 @@ def main() -> None:
     subparsers = parser.add_subparsers(dest="command", required=True)
     data_commands.add_arguments(subparsers)
     commands.add_arguments(subparsers)
+    hourly_commands.add_arguments(subparsers)
     arguments = parser.parse_args()
     log_to_stderr()
     try:

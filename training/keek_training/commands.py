@@ -4,25 +4,32 @@ import argparse
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keek_server.embedded import EmbeddedStack, with_running_stack
 from keek_server.errors import SetupError
-from keek_server.releases.release import clip_is_read
+from keek_server.releases.manifest import Manifest
 from keek_server.settings import Settings
 from keek_server.storage.database import open_database
 from keek_training.clip.files import DEFAULT_NAME, ClipExport
 from keek_training.datasets.commands import Subparsers
-from keek_training.datasets.dataset import Dataset
 from keek_training.datasets.registry import open_dataset
-from keek_training.datasets.store import load_dataset
+from keek_training.publishing.source import DEFAULT_HISTORY_LENGTH, TowerSource
 from keek_training.runs import Run
+
+if TYPE_CHECKING:
+    from keek_training.config import TrainConfig
+    from keek_training.hourly.reading import LogData
+    from keek_training.publishing.publish import Wishes
 
 
 def add_arguments(subparsers: Subparsers) -> None:
     """Adds the five commands."""
     train = subparsers.add_parser("train", help="train both towers")
     train.add_argument("--run", default="latest", help="name of the run (default: latest)")
+    train.add_argument(
+        "--from", dest="base", metavar="RUN", help="fine-tune this run, on what is new to it in the data"
+    )
     train.add_argument("--data", help="a data set as for import; the database when left out")
     train.add_argument("--config", type=Path, help="YAML or JSON with what differs from the defaults")
     train.add_argument("--epochs", type=int, help="the most passes over the data")
@@ -36,7 +43,21 @@ def add_arguments(subparsers: Subparsers) -> None:
     weights.add_argument("--pretrained", metavar="TAG|PATH", help="open-clip's tag, or a file of weights")
     weights.add_argument("--untrained", action="store_true", help="random weights, seeded, on purpose")
     publish = subparsers.add_parser("publish", help="make an exported run the live release")
-    publish.add_argument("--run", default="latest", help="name of the run (default: latest)")
+    publish.add_argument("--run", help="name of the run (default: latest)")
+    publish.add_argument("--user-tower", type=Path, metavar="FILE", help="an ONNX file, instead of a run")
+    publish.add_argument("--video-tower", type=Path, metavar="FILE", help="the ONNX file that goes with it")
+    publish.add_argument(
+        "--history-length",
+        type=int,
+        default=DEFAULT_HISTORY_LENGTH,
+        help=f"interactions that --user-tower reads (default: {DEFAULT_HISTORY_LENGTH})",
+    )
+    publish.add_argument(
+        "--no-activate", action="store_true", help="register it only: to try it as a canary or a shadow"
+    )
+    publish.add_argument(
+        "--force", metavar="REASON", default="", help="publish although a gate refuses it; the reason is kept"
+    )
     publish.add_argument(
         "--clip",
         help="name of the exported CLIP, or none (default: latest if exported, else the live release's)",
@@ -55,14 +76,28 @@ def add_arguments(subparsers: Subparsers) -> None:
 def run_train(arguments: argparse.Namespace, settings: Settings) -> int:
     """Trains a run, on the log in the database or on a data set."""
     from keek_training.config import TrainConfig
+    from keek_training.fine_tuning import fine_tuning_config
+    from keek_training.hourly.reading import LogData, read_all
     from keek_training.train_run import train_run
 
     given = {name: getattr(arguments, name) for name in ("epochs", "seed") if getattr(arguments, name)}
-    config = TrainConfig.load(arguments.config) if arguments.config else TrainConfig()
-    config = TrainConfig.of(config.model_dump() | given, "the options")
+    config = TrainConfig.load(arguments.config) if arguments.config else None
     run = Run.named(arguments.run, settings)
-    dataset = open_dataset(arguments.data) if arguments.data else asyncio.run(_read_log(settings))
-    metrics = train_run(dataset, config, run)
+    base = Run.named(arguments.base, settings) if arguments.base else None
+    if base is not None:
+        if base == run:
+            raise SetupError(
+                f"run {run.name!r} would take its own place: give the new one a --run of its own"
+            )
+        config = fine_tuning_config(base, config)
+    config = TrainConfig.of((config or TrainConfig()).model_dump() | given, "the options")
+    if arguments.data:
+        data = LogData(open_dataset(arguments.data), {})
+    elif base is None:
+        data = asyncio.run(read_all(settings))
+    else:
+        data = asyncio.run(_read_new(base, config, settings))
+    metrics = train_run(data.dataset, config, run, base=base, read=data.origin)
     print(json.dumps(metrics))
     print(f"trained: {run.folder}; learning curves: {run.curves}")
     return 0
@@ -110,9 +145,26 @@ def _describe(encoder: tuple[str, dict[str, Any]]) -> str:
 
 def run_publish(arguments: argparse.Namespace, settings: Settings) -> int:
     """Publishes a run, through the stack that runs in the data directory or one of its own."""
-    release_id, recall = asyncio.run(_publish(Run.named(arguments.run, settings), settings, arguments.clip))
-    print(f"release {release_id} is active; recall@100 of its index {recall:.4f}")
+    from keek_training.publishing.publish import Wishes
+
+    wishes = Wishes(arguments.clip, arguments.force.strip(), activate=not arguments.no_activate)
+    release = asyncio.run(_publish(_source(arguments, settings), settings, wishes))
+    recall = f"recall@100 of its index {release.index.recall_at_100:.4f}"
+    if wishes.activate:
+        print(f"release {release.release_id} is active; {recall}")
+    else:
+        print(f"release {release.release_id} is ready; {recall}")
+        print(f"to try it: keek releases canary {release.release_id} 5")
     return 0
+
+
+def _source(arguments: argparse.Namespace, settings: Settings) -> TowerSource:
+    files = arguments.user_tower, arguments.video_tower
+    if files == (None, None):
+        return TowerSource.of_run(Run.named(arguments.run or "latest", settings))
+    if None in files or arguments.run is not None:
+        raise SetupError("--user-tower and --video-tower go together, and without --run")
+    return TowerSource.of_files(*files, arguments.history_length)
 
 
 def run_demo(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -128,24 +180,20 @@ def run_demo(arguments: argparse.Namespace, settings: Settings) -> int:
     )
 
 
-async def _read_log(settings: Settings) -> Dataset:
-    """The log, with the clip vectors that the next release will read."""
-    from keek_training.publishing.clip import choose_clip
-    from keek_training.publishing.kept import active_release
+async def _read_new(base: Run, config: "TrainConfig", settings: Settings) -> "LogData":
+    from keek_training.hourly.bases import new_to
+    from keek_training.hourly.reading import read_new
 
     async with open_database(settings) as database:
-        clip = choose_clip(None, await active_release(database), settings)
-        own = clip.record.clip_model if clip else ""
-        return await load_dataset(database, lambda clip_model: clip_is_read(clip_model, own))
+        new = await new_to(base, database)
+    return await read_new(settings, new, config.fine_tuning, config.seed)
 
 
-async def _publish(run: Run, settings: Settings, clip: str | None) -> tuple[str, float]:
+async def _publish(source: TowerSource, settings: Settings, wishes: "Wishes") -> Manifest:
     from keek_training.publishing.publish import publish
 
     running = with_running_stack(settings)
     if running is not None:
-        manifest = await publish(run, running, clip=clip)
-    else:
-        async with EmbeddedStack(settings) as stack:
-            manifest = await publish(run, stack.settings, clip=clip)
-    return manifest.release_id, manifest.index.recall_at_100
+        return await publish(source, running, wishes)
+    async with EmbeddedStack(settings) as stack:
+        return await publish(source, stack.settings, wishes)

@@ -53,6 +53,24 @@ class TowerConfig(_Config):
     age is read that training never saw."""
 
 
+class FineTuning(_Config):
+    """What is different when training starts from a run's weights."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 5e-4
+    """Peak; the optimiser begins anew, so it is warmed up as in full training."""
+    epochs: Count = 1
+    """The most passes; each is over little data."""
+    replay: Annotated[float, Field(ge=0)] = 1.0
+    """Windows without anything new, drawn evenly, for each window that holds something new: without
+    them the towers forget what nobody did lately. Half of them come from users who did nothing new."""
+    rows_per_user: Count = 400
+    """Interactions of each user that are read, the newest."""
+    most_new: Count = 1_000_000
+    """New interactions that one fine-tuning takes, the newest."""
+    validation_share: Rate = 0.1
+    """Share of the users whose last target is held out, at most `validation_users`."""
+
+
 class TrainConfig(_Config):
     """One training run."""
 
@@ -82,6 +100,9 @@ class TrainConfig(_Config):
     """Shared negatives a step of the sampled softmax."""
     validation_users: Annotated[int, Field(ge=0)] = 2000
     """Users whose last target is held out; 0 trains on everything, without early stopping."""
+    base: str | None = None
+    """The run whose weights training starts from; its `towers` hold then."""
+    fine_tuning: FineTuning = FineTuning()
     jit: bool = False
     """Compile the training step with XLA: pays on an accelerator; on CPUs it costs half a minute
     and gains nothing."""
@@ -110,6 +131,12 @@ class TrainConfig(_Config):
         except ValidationError as error:
             lines = [f"{'.'.join(map(str, e['loc'])) or name}: {e['msg']}" for e in error.errors()]
             raise SetupError(f"{name} does not fit: {'; '.join(lines)}") from None
+
+    def from_base(self, base: str, towers: TowerConfig) -> "TrainConfig":
+        """For fine-tuning the run `base`: its towers, and the rate and passes of `fine_tuning`."""
+        tuning = self.fine_tuning
+        own = {"learning_rate": tuning.learning_rate, "epochs": tuning.epochs}
+        return self.model_copy(update=own | {"base": base, "towers": towers, "seed": self.seed + 1})
 
     def dumps(self) -> str:
         """As JSON that `load` reads."""

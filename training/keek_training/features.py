@@ -6,7 +6,7 @@ Nothing here encodes a feature: that is `keek_server.towers.features`, as in ser
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 Int64Array = npt.NDArray[np.int64]
 Float32Array = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
+
+IS_NEW: Final = "is_new"
+"""A column that a data set's interactions may have, bool: what the base of a fine-tuning has not seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class Sequences:
     """int64 [n]."""
     weights: Float32Array
     """float32 [n]: what the row weighs as a target; 0 when it is none."""
+    is_new: BoolArray | None = None
+    """bool [n]: what a fine-tuning is about; None where all is."""
 
     def __len__(self) -> int:
         return len(self.videos)
@@ -100,6 +105,7 @@ def sequences_of(
         kinds=kinds,
         times_us=times_us[order],
         weights=_target_weights(users * len(catalogue) + videos, kinds, kind_weights),
+        is_new=rows[IS_NEW].to_numpy()[order] if IS_NEW in rows.column_names else None,
     )
 
 

@@ -81,6 +81,46 @@ class HashEmbedding(keras.layers.Layer):
             bits[0] = 0
             weight.assign(bits)
 
+    def learn(self, hashes: npt.NDArray[Any]) -> int:
+        """Takes further ids for known; each begins where the unknown ones are.
+
+        One of its two rows, if no known id has it yet, is set so that their sum is the vector of the
+        unknown: being known changes nothing before training does. Where others have both rows, their
+        sum it is.
+
+        Args:
+            hashes: int32 [n, 2]; ids that are known already stay as they are.
+
+        Returns:
+            How many are new.
+        """
+        places = hashes.astype(np.int64) % self._filter_rows
+        known = [np.array(keras.ops.convert_to_numpy(weight)) for weight in self.known]
+        is_new = (known[0][places[:, 0]] == 0) | (known[1][places[:, 1]] == 0)
+        new = np.unique(places[is_new & hashes.any(axis=1)], axis=0)
+        self._begin_as_unknown(new % self._buckets, [self._used(bits) for bits in known])
+        for column, weight in enumerate(self.known):
+            known[column][new[:, column]] = 1
+            known[column][0] = 0
+            weight.assign(known[column])
+        return len(new)
+
+    def _used(self, bits: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+        """Which rows of a table known ids have: bool [buckets]; the filter's rows fold onto them."""
+        return np.asarray(bits.reshape(-1, self._buckets).any(axis=0), np.bool_)
+
+    def _begin_as_unknown(self, rows: npt.NDArray[np.int64], used: list[npt.NDArray[np.bool_]]) -> None:
+        tables = [np.array(keras.ops.convert_to_numpy(table)) for table in self.tables]
+        unknown = keras.ops.convert_to_numpy(self.unknown)
+        for pair in rows.tolist():
+            for own, other in ((0, 1), (1, 0)):
+                if not used[own][pair[own]]:
+                    tables[own][pair[own]] = unknown - tables[other][pair[other]]
+                    break
+            used[0][pair[0]] = used[1][pair[1]] = True
+        for table, values in zip(self.tables, tables, strict=True):
+            table.assign(values)
+
     def call(self, hashes: Tensor, training: bool = False) -> Tensor:
         """int32 [n, 2] to float32 [n, dimension]."""
         first, second = hashes[:, 0], hashes[:, 1]
@@ -106,6 +146,11 @@ class Standardise(keras.layers.Layer):
     The clip vectors of any two pictures are much alike. A vector of zeros, of a video without one,
     stays as it is.
     """
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether `fit` has seen vectors."""
+        return bool(keras.ops.convert_to_numpy(self.mean).any())
 
     def build(self, input_shape: tuple[int | None, ...]) -> None:
         """Makes the mean and the scale, which change nothing before `fit`."""

@@ -66,6 +66,16 @@ class Run:
         """The training configuration, as JSON."""
         return self.folder / _CONFIG
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether training came to its end."""
+        return (self.folder / _METRICS).is_file()
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether its export came to its end."""
+        return (self.folder / _EXPORT).is_file()
+
     def read_metrics(self) -> dict[str, Any]:
         """What training measured."""
         return self._read(_METRICS, "is not trained: keek-train train --run")

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 import numpy as np
@@ -13,8 +13,10 @@ from keek_training.batches import Batches, Negatives
 from keek_training.config import TowerConfig, TrainConfig
 from keek_training.datasets.dataset import Dataset
 from keek_training.features import Catalogue, Float32Array, Sequences, catalogue_of, sequences_of
-from keek_training.fit import Trained, compile_model, fit
+from keek_training.fine_tuning import learn_ids, load_towers, telling_owners, with_replay
+from keek_training.fit import Trained, compile_model, fit, validate
 from keek_training.model import TwoTowers
+from keek_training.runs import Run
 from keek_training.validation import popular, quality, target_counts
 from keek_training.windows import split
 
@@ -28,12 +30,13 @@ _SMALLEST_BATCH: Final = 32
 _LARGEST_BATCH: Final = 128
 
 
-def train(dataset: Dataset, config: TrainConfig) -> Trained:
+def train(dataset: Dataset, config: TrainConfig, base: Run | None = None) -> Trained:
     """Trains until the validation no longer gets better, and keeps the best weights.
 
     Args:
-        dataset: Videos and interactions.
+        dataset: Videos and interactions; a column IS_NEW says what a fine-tuning is about.
         config: Table sizes and the longest age are filled in from the data where unset.
+        base: The trained run whose weights training starts from, and whose towers `config` has.
 
     Raises:
         SetupError: When nobody did anything that could be a target.
@@ -47,7 +50,10 @@ def train(dataset: Dataset, config: TrainConfig) -> Trained:
         raise SetupError(f"{dataset.name} holds no interaction to train on, such as a view or a like")
     towers = fitted_towers(config.towers, dataset, sequences)
     config = config.model_copy(update={"towers": towers})
-    parts = split(sequences, towers.history_length, config.validation_users, rng)
+    parts = split(sequences, towers.history_length, _validation_users(config, sequences), rng)
+    if sequences.is_new is not None:
+        chosen = with_replay(sequences, parts.training, config.fine_tuning.replay, rng)
+        parts = replace(parts, training=chosen)
     counts = target_counts(sequences, parts.training, len(catalogue), towers.history_length)
     batches = Batches(
         sequences,
@@ -59,9 +65,15 @@ def train(dataset: Dataset, config: TrainConfig) -> Trained:
     )
     model = TwoTowers(towers, catalogue.features, config.seed)
     model(next(iter(batches)))  # makes the weights
-    _remember(model, catalogue, sequences, counts)
-    compile_model(model, config, len(batches))
     trained = Trained(config, model, catalogue, sequences, parts)
+    if base is None:
+        _remember(model, catalogue, sequences, counts)
+    else:
+        load_towers(model, base)
+        trained.metrics.update(learn_ids(model, catalogue, sequences, counts))
+        if len(parts.validation):
+            trained.metrics.update(validate(trained).as_metrics("base_"))
+    compile_model(model, config, len(batches))
     fit(trained, batches)
     trained.metrics.update(_metrics(trained, counts), train_s=round(time.monotonic() - started, 1))
     return trained
@@ -86,6 +98,13 @@ def _buckets(wanted: int) -> int:
     return min(max(1 << max(0, wanted - 1).bit_length(), _FEWEST_BUCKETS), _MOST_BUCKETS)
 
 
+def _validation_users(config: TrainConfig, sequences: Sequences) -> int:
+    if config.base is None:
+        return config.validation_users
+    share = int(config.fine_tuning.validation_share * len(sequences.user_ids))
+    return min(config.validation_users, share)
+
+
 def _batch_size(windows: int) -> int:
     return min(max(windows // _STEPS_WANTED, _SMALLEST_BATCH), _LARGEST_BATCH)
 
@@ -95,15 +114,13 @@ def _remember(model: TwoTowers, catalogue: Catalogue, sequences: Sequences, coun
     features = catalogue.features
     model.video_tower.standardise.fit(features["clip_vector"])
     model.video_tower.ids.remember(features["video"][counts > 0])
-    _, first, owned = np.unique(features["owner"][:, 0], return_index=True, return_counts=True)
-    # An owner of one video says nothing that the video's id does not, and would take over from it.
-    model.video_tower.owners.remember(features["owner"][first[owned > 1]])
+    model.video_tower.owners.remember(telling_owners(catalogue))
     model.user_tower.ids.remember(sequences.users)
 
 
 def _metrics(trained: Trained, counts: Float32Array) -> dict[str, Any]:
     """What metrics.json says of the model, and of the popular list on the same requests."""
-    metrics: dict[str, Any] = {"steps_per_epoch": trained.steps}
+    metrics: dict[str, Any] = {"steps_per_epoch": trained.steps, "windows": len(trained.parts.training)}
     if trained.best is None:
         return metrics
     baseline = quality(trained.sequences, trained.parts.validation, popular(counts))

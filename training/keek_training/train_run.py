@@ -1,6 +1,8 @@
 """Training as a run: from a data set to a folder that export and publish go on from."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from typing import Any
 
 from keek_training.config import TrainConfig
 from keek_training.datasets.dataset import Dataset
@@ -10,8 +12,22 @@ from keek_training.train import train
 from keek_training.weights import save_weights
 
 
-def train_run(dataset: Dataset, config: TrainConfig, run: Run) -> dict[str, float]:
+def train_run(
+    dataset: Dataset,
+    config: TrainConfig,
+    run: Run,
+    *,
+    base: Run | None = None,
+    read: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Trains, and writes the run's configuration, weights, metrics and learning curves.
+
+    Args:
+        dataset: Videos and interactions.
+        config: Of the training.
+        run: Where it is written; what it held before is gone.
+        base: The run whose weights training starts from; `config` is made of its own then.
+        read: Where the data set comes from, for the metrics: by it a fine-tuning knows what is new.
 
     Returns:
         The metrics. They are written last: a run without them was not trained to its end.
@@ -19,7 +35,7 @@ def train_run(dataset: Dataset, config: TrainConfig, run: Run) -> dict[str, floa
     Raises:
         SetupError: When the data set holds nothing to train on.
     """
-    trained = train(dataset, config)
+    trained = train(dataset, config, base)
     run.start()
     with run.writing(run.config) as aside:
         aside.write_text(trained.config.dumps(), "utf-8")
@@ -29,11 +45,15 @@ def train_run(dataset: Dataset, config: TrainConfig, run: Run) -> dict[str, floa
     history = [asdict(epoch) for epoch in trained.history]
     with run.writing(run.curves) as aside:
         draw_learning_curves(history, aside)
-    metrics = trained.metrics | {
-        "data": dataset.name,
-        "videos": dataset.videos.num_rows,
-        "interactions": dataset.interactions.num_rows,
-        "epochs": len(history),
-    }
+    metrics = (
+        trained.metrics
+        | dict(read or {})
+        | {
+            "data": dataset.name,
+            "videos": dataset.videos.num_rows,
+            "interactions": dataset.interactions.num_rows,
+            "epochs": len(history),
+        }
+    )
     run.write_metrics(metrics, history)
     return metrics

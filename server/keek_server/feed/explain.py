@@ -70,4 +70,6 @@ def _absent(page: FeedPage, video_id: str, known: Collection[str]) -> Verdict:
         return Verdict(video_id, False, "catalogue", "no such video is known")
     if page.context.serving.fresh.index.value(video_id, VECTORS) is None:
         return Verdict(video_id, False, "sources", "it has no vector in this release yet, and does not trend")
+    if any(trace.source is FeedSource.PERSONALISED and trace.error for trace in page.sources):
+        return Verdict(video_id, False, "sources", "no source proposed it, and the personalised one failed")
     return Verdict(video_id, False, "sources", "no source proposed it: too far from the user's vector")

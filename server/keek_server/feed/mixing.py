@@ -8,8 +8,18 @@ from itertools import pairwise
 from keek_server.feed.types import Candidate, FeedContext, FeedSource, Selection, SlotShare
 
 _REFILL = {
-    FeedSource.PERSONALISED: (FeedSource.PERSONALISED, FeedSource.POPULAR, FeedSource.TRENDING),
-    FeedSource.TRENDING: (FeedSource.TRENDING, FeedSource.PERSONALISED, FeedSource.POPULAR),
+    FeedSource.PERSONALISED: (
+        FeedSource.PERSONALISED,
+        FeedSource.CACHED,
+        FeedSource.POPULAR,
+        FeedSource.TRENDING,
+    ),
+    FeedSource.TRENDING: (
+        FeedSource.TRENDING,
+        FeedSource.PERSONALISED,
+        FeedSource.CACHED,
+        FeedSource.POPULAR,
+    ),
 }
 """Who fills a slot of each source, in turn."""
 

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from keek_server import metrics
 from keek_server.clock import now_us
@@ -15,6 +15,7 @@ from keek_server.feed.types import (
     FeedContext,
     FeedPage,
     FeedQuery,
+    FeedSource,
     Filter,
     FilterTrace,
     Hydrator,
@@ -25,7 +26,8 @@ from keek_server.feed.types import (
     Source,
     SourceTrace,
 )
-from keek_server.releases.live import LiveRelease, ServingRelease
+from keek_server.releases.live import LiveRelease
+from keek_server.releases.opening import ServingRelease
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +44,8 @@ class Stages:
     scorer: Scorer
     selector: Selector
     side_effects: Sequence[SideEffect]
+    fallbacks: Mapping[FeedSource, Source] = field(default_factory=dict)
+    """Asked only for a request in which the source that they stand in for failed."""
 
 
 class FeedPipeline:
@@ -84,7 +88,7 @@ class FeedPipeline:
         await asyncio.gather(*self._running)
 
     def _capture(self, query: FeedQuery, serving: ServingRelease | None) -> FeedContext:
-        return FeedContext(query, serving or self._live.serving(), now_us())
+        return FeedContext(query, serving or self._live.serving(query.user_id), now_us())
 
     async def _hydrate(self, context: FeedContext) -> None:
         for hydrator in self._stages.hydrators:
@@ -99,9 +103,18 @@ class FeedPipeline:
                 return
 
     async def _fetch(self, context: FeedContext) -> tuple[list[Candidate], list[SourceTrace]]:
-        enabled = [source for source in self._stages.sources if source.enabled(context)]
-        fetched = await asyncio.gather(*(self._ask(source, context) for source in enabled))
+        fetched = await self._ask_all(self._stages.sources, context)
+        failed = [trace.source for _, trace in fetched if trace.error]
+        fallbacks = [self._stages.fallbacks[name] for name in failed if name in self._stages.fallbacks]
+        fetched += await self._ask_all(fallbacks, context)
         return [c for candidates, _ in fetched for c in candidates], [trace for _, trace in fetched]
+
+    async def _ask_all(
+        self, sources: Iterable[Source], context: FeedContext
+    ) -> list[tuple[list[Candidate], SourceTrace]]:
+        """Side by side."""
+        enabled = [source for source in sources if source.enabled(context)]
+        return list(await asyncio.gather(*(self._ask(source, context) for source in enabled)))
 
     async def _ask(self, source: Source, context: FeedContext) -> tuple[list[Candidate], SourceTrace]:
         slice_s = self._slice_s(context)
@@ -127,7 +140,7 @@ class FeedPipeline:
         return candidates, SourceTrace(source.source, len(candidates), elapsed_s, reason)
 
     def _slice_s(self, context: FeedContext) -> float:
-        return min(self._source_deadline_s, context.query.deadline_s)
+        return min(self._source_deadline_s, context.remaining_s)
 
     def _filter(
         self, context: FeedContext, candidates: list[Candidate]

@@ -1,11 +1,12 @@
 """What flows through the feed pipeline, and the six roles that work on it."""
 
+import time
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Protocol
 
 from keek_server.interactions.projection import HistoryEntry, UserState
-from keek_server.releases.live import ServingRelease
+from keek_server.releases.opening import ServingRelease
 
 
 class FeedSource(IntEnum):
@@ -59,6 +60,13 @@ class FeedContext:
     now_us: int
     user: UserState = field(default_factory=lambda: UserState([], frozenset()))
     degradations: list[Degradation] = field(default_factory=list)
+    started_s: float = field(default_factory=time.monotonic)
+    """By the monotonic clock."""
+
+    @property
+    def remaining_s(self) -> float:
+        """What is left of the query's deadline; not below 0."""
+        return max(0.0, self.query.deadline_s - (time.monotonic() - self.started_s))
 
     @property
     def history(self) -> list[HistoryEntry]:

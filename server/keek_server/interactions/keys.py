@@ -44,6 +44,10 @@ class ProjectionKeys:
         """The channel on which a change of the plan of releases is announced."""
         return f"{self.prefix}plan"
 
+    def cached_feed(self, user_id: str) -> str:
+        """The feed that was computed in advance for a user; expires."""
+        return f"{self.prefix}cached:{user_id}"
+
     @property
     def generations(self) -> str:
         """A hash whose fields are the generations that exist, and `next`."""

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from keek_server.errors import FailedPreconditionError
 from keek_server.feed.types import FeedPage, FeedQuery
-from keek_server.releases.live import ServingRelease
+from keek_server.releases.opening import ServingRelease
 from keek_server.releases.plan import ReleaseState
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.videos.slots import Slots

@@ -1,184 +1,229 @@
-"""The release that this server runs, and the swap to the next one."""
+"""The releases that this server runs, and the swap to what the plan says."""
 
 import asyncio
+import contextlib
 import logging
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from keek_server.errors import KeekError, SetupError, UnavailableError
+from keek_server import metrics
+from keek_server.errors import FailedPreconditionError, KeekError, SetupError, UnavailableError
 from keek_server.releases.fresh import FreshVideos
+from keek_server.releases.opening import ReleaseOpener, ServingRelease
+from keek_server.releases.plan import Plan, Trial, TrialKind
 from keek_server.releases.registry import ReleaseRegistry
-from keek_server.releases.release import VIDEO_COLUMNS, Audience, Release
-from keek_server.retrieval.fresh import VECTORS
-from keek_server.retrieval.live import LiveIndex
-from keek_server.retrieval.searcher import SIDE_BATCH, Searcher
-from keek_server.settings import Settings
-from keek_server.towers.client import TowerClient
-from keek_server.towers.clip import Clip
-from keek_server.towers.contract import DIMENSION, USER_TOWER
-from keek_server.towers.features import user_features
-from keek_server.towers.users import UserVectors
-from keek_server.videos.changes import ChangeFeed
 
 logger = logging.getLogger(__name__)
 
-_WARM_UP_DEADLINE_S = 10.0
+_HELD_S = 1.0
+"""For what is new in a release that is open: a rollback must not wait for long."""
+_ASIDE_S = 5.0
+"""For what is new in a release that is only opened to be looked at."""
 
 
 @dataclass(frozen=True, slots=True)
-class ServingRelease:
-    """A release with what answers for it: a request that captured one uses nothing else."""
+class Served:
+    """What this server runs: replaced as a whole, so that nobody sees half a swap."""
 
-    release: Release
-    users: UserVectors
-    fresh: FreshVideos
-    """The videos: the release's own and those that came since."""
-    searcher: Searcher
-    """Over `fresh.index`, for feeds."""
-    side_searcher: Searcher
-    """Over the same, for what may take longer: feeds do not wait behind it."""
-    audience: LiveIndex
-    """The users that were active when the release was built, and those that are since."""
-    audience_searcher: Searcher
-    clip: Clip | None
-    """None in a release without CLIP."""
+    seq: int = 0
+    """The last plan that was carried out; 0 before the first."""
+    active: ServingRelease | None = None
+    trial: tuple[Trial, ServingRelease] | None = None
+    previous: ServingRelease | None = None
+    """What was active before: it stays up to date, so that going back is as quick as the call."""
 
-
-@dataclass(frozen=True, slots=True)
-class Executors:
-    """The threads that search indexes."""
-
-    feeds: ThreadPoolExecutor
-    searches: ThreadPoolExecutor
+    @property
+    def held(self) -> list[ServingRelease]:
+        """All that are open."""
+        trial = self.trial[1] if self.trial else None
+        found = [each for each in (self.active, trial, self.previous) if each is not None]
+        return list({each.release.id: each for each in found}.values())
 
 
 class LiveRelease:
-    """Follows the registry. A request reads `current` once, at its entry, and keeps what it got."""
+    """Follows the plan. A request asks `serving` once, at its entry, and keeps what it got."""
 
-    def __init__(
-        self,
-        registry: ReleaseRegistry,
-        feed: ChangeFeed,
-        towers: TowerClient,
-        executors: Executors,
-        settings: Settings,
-    ) -> None:
+    def __init__(self, registry: ReleaseRegistry, opener: ReleaseOpener, *, poll_s: float) -> None:
         self._registry = registry
-        self._feed = feed
-        self._towers = towers
-        self._settings = settings
-        self._changed = asyncio.Event()
-        self._executors = executors
+        self._opener = opener
+        self._poll_s = poll_s
         self._preparing: FreshVideos | None = None
-        self.current: ServingRelease | None = None
-        """None until the first release is active and ready."""
+        self._first = asyncio.Event()
+        self._woken = asyncio.Event()
+        self.served = Served()
+        self.problem = ""
+        """Why the newest plan is not carried out; empty when it is."""
+        self.changed = asyncio.Event()
+        """Set whenever `served` or `problem` changes; whoever waits for it clears it."""
+
+    @property
+    def current(self) -> ServingRelease | None:
+        """The active release; None until the first one is ready."""
+        return self.served.active
 
     def followed(self) -> list[FreshVideos]:
-        """What changes of the catalogue have to reach: the current release, and one that is made ready."""
-        own = [] if self.current is None else [self.current.fresh]
+        """What changes of the catalogue have to reach: all that is open, and what is made ready."""
+        own = [each.fresh for each in self.served.held]
         return own if self._preparing is None else [*own, self._preparing]
 
     async def wait(self) -> ServingRelease:
         """The current release, waiting for the first one."""
-        while self.current is None:
-            await self._changed.wait()
-        return self.current
+        await self._first.wait()
+        return self.serving()
 
-    def serving(self) -> ServingRelease:
-        """The current release.
+    def serving(self, user_id: str = "") -> ServingRelease:
+        """The release that a user gets: the active one, or a canary that takes this user.
 
         Raises:
             UnavailableError: Before the first one is active.
         """
-        if self.current is None:
+        served = self.served
+        if served.active is None:
             raise UnavailableError("no release is active yet", retry_after_s=2.0)
-        return self.current
+        if served.trial and user_id:
+            trial, release = served.trial
+            if trial.kind is TrialKind.CANARY and trial.takes(user_id):
+                return release
+        return served.active
+
+    @asynccontextmanager
+    async def opened(self, release_id: str) -> AsyncIterator[ServingRelease]:
+        """A release, ready to answer until the block ends; it need not serve anyone.
+
+        Raises:
+            FailedPreconditionError: When its files or models are gone.
+            UnavailableError: When Triton does not answer.
+        """
+        yield _find(self.served.held, release_id) or await self._open_aside(release_id)
+
+    async def answers(self, serving: ServingRelease) -> bool:
+        """Whether Triton answers for a release at present."""
+        return await self._opener.answers(serving.release)
+
+    def notify(self) -> None:
+        """Says that the plan may have changed."""
+        self._woken.set()
 
     async def follow(self) -> None:
-        """Swaps to whatever the registry says is active, until cancelled."""
+        """Carries out whatever the plan says, until cancelled."""
+        said = ""
         while True:
+            self._woken.clear()
             try:
                 await self.refresh()
             except KeekError as error:
-                logger.warning("staying with release %s: %s", self.current and self.current.release.id, error)
-            await asyncio.sleep(self._settings.release_poll_s)
+                if str(error) != said:
+                    logger.warning(
+                        "staying with release %s: %s", self.current and self.current.release.id, error
+                    )
+                said = str(error)
+            else:
+                said = ""
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_s):
+                    await self._woken.wait()
 
     async def refresh(self) -> None:
-        """Makes the active release the current one, if it is not.
+        """Carries out the newest plan, and has Triton load again what it has lost.
 
         Raises:
-            KeekError: When it cannot serve; the current release stays.
+            KeekError: When something of it cannot serve; what serves stays.
         """
-        active = await self._registry.active()
-        if active is None or (self.current is not None and self.current.release.id == active):
+        plan = await self._registry.plan()
+        if plan is None:
             return
-        release = await asyncio.to_thread(Release.open, self._settings.release_dir / active)
-        await self._warm_up(release)
-        serving = self._prepare(release, await self._open_clip(release))
+        try:
+            if plan.seq != self.served.seq:
+                await self._carry_out(plan)
+            else:
+                await self._keep_loaded()
+        except KeekError as error:
+            self._tell(str(error))
+            raise
+        self._tell("")
+
+    async def _open_aside(self, release_id: str) -> ServingRelease:
+        """Opens a release that nobody keeps up to date, and brings what time allows into it."""
+        try:
+            serving = await self._opener.open(release_id)
+        except SetupError as error:
+            raise FailedPreconditionError(f"release {release_id} cannot be opened: {error}") from error
+        await _catch_up_within(serving, _ASIDE_S)
+        return serving
+
+    async def _carry_out(self, plan: Plan) -> None:
+        before = self.served
+        active = await self._ready(plan.release_id)
+        previous = before.previous if active is before.active else before.active
+        # The active release does not wait for a trial, which may be broken. A canary that takes more users
+        # loses none of its own meanwhile.
+        kept = _kept(before.trial, plan.trial)
+        self._swap(replace(before, active=active, trial=kept, previous=previous))
+        if plan.trial is not None and kept is None:
+            trial = await self._ready(plan.trial.release_id)
+            self._swap(replace(self.served, trial=(plan.trial, trial)))
+        self._swap(replace(self.served, seq=plan.seq))
+        metrics.plan_seq.set(plan.seq)
+        logger.info("plan %d: serving release %s%s", plan.seq, plan.release_id, _beside(plan.trial))
+
+    async def _ready(self, release_id: str) -> ServingRelease:
+        """A release with all that the catalogue has: nothing that was uploaded may vanish for a moment."""
+        held = _find(self.served.held, release_id)
+        if held is not None:
+            await self._opener.ensure_loaded(held.release)
+            # It is followed: what it still lacks is no reason not to go back to it.
+            await _catch_up_within(held, _HELD_S)
+            return held
+        serving = await self._opener.open(release_id)
         self._preparing = serving.fresh
         try:
-            # Before the swap: what was uploaded while the release was built would vanish for a moment.
             await serving.fresh.catch_up()
-            self.current = serving
         finally:
             self._preparing = None
-        self._changed.set()
-        logger.info("serving release %s: %d videos", release.id, len(release.corpus.ids))
+        return serving
 
-    def _prepare(self, release: Release, clip: Clip | None) -> ServingRelease:
-        settings = self._settings
-        fresh = FreshVideos(release, self._feed, self._towers, fresh_limit=settings.fresh_limit)
-        audience = _audience(release, settings.fresh_limit)
-        return ServingRelease(
-            release,
-            UserVectors(self._towers, release.manifest.user_tower.version),
-            fresh,
-            Searcher(fresh.index, self._executors.feeds),
-            self._side_searcher(fresh.index),
-            audience,
-            self._side_searcher(audience),
-            clip,
-        )
+    async def _keep_loaded(self) -> None:
+        served = self.served
+        for serving in (served.active, served.trial[1] if served.trial else None):
+            if serving is not None:
+                await self._opener.ensure_loaded(serving.release)
 
-    def _side_searcher(self, index: LiveIndex) -> Searcher:
-        return Searcher(
-            index,
-            self._executors.searches,
-            max_batch=SIDE_BATCH,
-            max_delay_s=self._settings.search_delay_s,
-        )
+    def _swap(self, served: Served) -> None:
+        self.served = served
+        self.changed.set()
+        self._first.set()
 
-    async def _open_clip(self, release: Release) -> Clip | None:
-        version = release.manifest.clip
-        if version is None:
-            return None
-        clip = await asyncio.to_thread(
-            Clip.open,
-            self._settings.release_dir / release.id,
-            self._towers,
-            image_version=version.image.version,
-            text_version=version.text.version,
-            deadline_s=self._settings.clip_deadline_s,
-        )
-        await clip.check()
-        return clip
-
-    async def _warm_up(self, release: Release) -> None:
-        """A whole query against it: shows that Triton has the version and that the index answers."""
-        version = release.manifest.user_tower.version
-        history = np.asarray(release.corpus.vectors[:1])
-        features = user_features(
-            [""], [history], [np.ones(len(history), np.int32)], [np.zeros(len(history), np.float32)]
-        )
-        vectors = await self._towers.vectors(USER_TOWER, version, features, deadline_s=_WARM_UP_DEADLINE_S)
-        if vectors.shape != (1, DIMENSION):
-            raise SetupError(f"user_tower version {version} gave {vectors.shape}, expected (1, {DIMENSION})")
-        await asyncio.to_thread(release.index.search, vectors, 100)
+    def _tell(self, problem: str) -> None:
+        if problem != self.problem:
+            self.problem = problem
+            self.changed.set()
 
 
-def _audience(release: Release, fresh_limit: int) -> LiveIndex:
-    built = release.audience or Audience.none()
-    columns = {VECTORS: VIDEO_COLUMNS[VECTORS]}
-    return LiveIndex({VECTORS: built.index}, built.ids, {}, fresh_columns=columns, fresh_limit=fresh_limit)
+async def _catch_up_within(serving: ServingRelease, seconds: float) -> None:
+    """Brings what time allows into a release."""
+    try:
+        async with asyncio.timeout(seconds):
+            await serving.fresh.catch_up()
+    except (KeekError, TimeoutError) as error:
+        reason = str(error) or "too much for the time"
+        logger.warning("release %s lacks what is new: %s", serving.release.id, reason)
+
+
+def _find(releases: Iterable[ServingRelease], release_id: str) -> ServingRelease | None:
+    return next((each for each in releases if each.release.id == release_id), None)
+
+
+def _kept(
+    before: tuple[Trial, ServingRelease] | None, wanted: Trial | None
+) -> tuple[Trial, ServingRelease] | None:
+    """What is tried already of what is to be tried."""
+    if before is None or wanted is None or before[0].release_id != wanted.release_id:
+        return None
+    return wanted, before[1]
+
+
+def _beside(trial: Trial | None) -> str:
+    if trial is None:
+        return ""
+    return f", and {trial.release_id} as {trial.kind.name.lower()} of {trial.percent:g} %"

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from keek_server.errors import SetupError
 from keek_server.retrieval.index import IndexReport
+from keek_server.towers.contract import CLIP_IMAGE, CLIP_TEXT, USER_TOWER, VIDEO_TOWER, TowerContract
 
 MANIFEST_FILE = "manifest.json"
 
@@ -38,6 +39,11 @@ class ClipVersion(BaseModel):
     """open-clip's tag of the weights, or the file that they came from; None when untrained."""
     untrained: bool
     """Whether the weights are random: its vectors say nothing about what a picture shows."""
+
+    @property
+    def models(self) -> dict[TowerContract, TowerVersion]:
+        """The version of each encoder."""
+        return {CLIP_IMAGE: self.image, CLIP_TEXT: self.text}
 
 
 class GateResult(BaseModel):
@@ -91,6 +97,12 @@ class Manifest(BaseModel):
     """In the order they were measured; of a refused release, up to where it ended."""
     forced_reason: str = ""
     """Why it was published although a gate refused it; empty when none did."""
+
+    @property
+    def models(self) -> dict[TowerContract, TowerVersion]:
+        """The version of each model that the release is made of."""
+        models = {USER_TOWER: self.user_tower, VIDEO_TOWER: self.video_tower}
+        return models if self.clip is None else models | self.clip.models
 
     def save(self, folder: Path) -> None:
         """Writes the manifest into the release's folder."""

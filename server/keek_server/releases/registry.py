@@ -1,7 +1,7 @@
 """The registry in SQL: which releases exist, and the plan of what is served."""
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +47,44 @@ class ReleaseRegistry:
         async with self._database.write() as connection:
             await connection.execute(self._database.insert(releases).values(row).on_conflict_do_nothing())
 
-    async def mark_removed(self, release_ids: Sequence[str]) -> None:
-        """Says that the files of these are gone."""
-        chosen = releases.c.release_id.in_(release_ids) & (releases.c.state == ReleaseState.READY)
-        async with self._database.write() as connection:
-            await connection.execute(releases.update().where(chosen).values(state=ReleaseState.REMOVED))
+    async def retire(self, newest: int, held: Collection[str]) -> list[Registered]:
+        """Takes leave of all releases but some: from here on no plan can name the others.
+
+        Args:
+            newest: How many of the newest stay, whatever serves.
+            held: Releases that servers have open; they stay.
+
+        Returns:
+            What stays: the active release first, then what is tried, what a rollback would go to, the
+            newest and the held. The files and models of all others may go.
+        """
+
+        def work(connection: sa.Connection) -> list[Registered]:
+            # No plan may come to name one that is left out here.
+            self._database.lock_plan(connection)
+            chosen = [*_planned(connection), *_ready_ids(connection, newest), *held]
+            c = releases.c
+            gone = (c.state == ReleaseState.READY) & c.release_id.not_in(chosen)
+            connection.execute(releases.update().where(gone).values(state=ReleaseState.REMOVED))
+            ready = _releases().where(c.state == ReleaseState.READY)
+            left = [_registered(row) for row in connection.execute(ready)]
+            return sorted(left, key=lambda each: chosen.index(each.release_id))
+
+        return await self._database.transact(work)
+
+    async def removed(self, release_ids: Collection[str]) -> list[str]:
+        """Those of some ids that no plan can name any more: removed or refused ones."""
+        c = releases.c
+        query = sa.select(c.release_id).where(c.release_id.in_(release_ids), c.state != ReleaseState.READY)
+        async with self._database.read() as connection:
+            return list((await connection.execute(query)).scalars())
+
+    async def last_version(self) -> int:
+        """The highest version number that a model of any release has or had; 0 when there is none."""
+        towers = (releases.c.manifest[name]["version"].as_integer() for name in ("user_tower", "video_tower"))
+        query = sa.select(*(sa.func.max(version) for version in towers))
+        async with self._database.read() as connection:
+            return max((number or 0 for number in (await connection.execute(query)).one()), default=0)
 
     async def get(self, release_id: str) -> Registered:
         """One release.
@@ -197,6 +230,20 @@ def _registered(row: Any) -> Registered:
     return Registered(row.release_id, ReleaseState(row.state), row.create_time_us, row.manifest)
 
 
+def _planned(connection: sa.Connection) -> list[str]:
+    plan = _newest(connection)
+    if plan is None:
+        return []
+    before = _before(connection, plan.release_id)
+    return [plan.release_id, *([plan.trial.release_id] if plan.trial else []), *([before] if before else [])]
+
+
+def _ready_ids(connection: sa.Connection, limit: int) -> list[str]:
+    c = releases.c
+    ready = sa.select(c.release_id).where(c.state == ReleaseState.READY)
+    return list(connection.execute(ready.order_by(c.create_time_us.desc()).limit(limit)).scalars())
+
+
 def _plans() -> "sa.Select[Any]":
     return sa.select(activations)
 
@@ -244,6 +291,14 @@ def _check_ready(connection: sa.Connection, release_id: str) -> None:
 
 
 def _predecessor(connection: sa.Connection, release_id: str) -> str:
+    before = _before(connection, release_id)
+    if before is None:
+        raise FailedPreconditionError(f"no release was active before {release_id}")
+    return before
+
+
+def _before(connection: sa.Connection, release_id: str) -> str | None:
+    """What was active when a release became so other than by a rollback."""
     c = activations.c
     arrived = sa.select(sa.func.max(c.seq)).where(c.release_id == release_id, ~c.is_rollback, _is_arrival())
     query = (
@@ -252,10 +307,7 @@ def _predecessor(connection: sa.Connection, release_id: str) -> str:
         .order_by(c.seq.desc())
         .limit(1)
     )
-    before = connection.execute(query).scalar_one_or_none()
-    if before is None:
-        raise FailedPreconditionError(f"no release was active before {release_id}")
-    return str(before)
+    return connection.execute(query).scalar_one_or_none()
 
 
 def _is_arrival() -> "sa.ColumnElement[bool]":

@@ -71,9 +71,9 @@ def build_server(
     videos: VideoServicer,
     search: SearchServicer,
     trending: TrendingServicer,
+    releases: ReleaseServicer,
     health_: Health,
-    releases: ReleaseServicer | None = None,
-    authority: Authority | None = None,
+    authority: Authority,
 ) -> grpc.aio.Server:
     """A server with all services, not yet bound nor started."""
     server = grpc.aio.server(interceptors=(GuardInterceptor(RuleChecker(), authority),), options=_OPTIONS)
@@ -82,8 +82,7 @@ def build_server(
     video_service_pb2_grpc.add_VideoServiceServicer_to_server(videos, server)
     search_service_pb2_grpc.add_SearchServiceServicer_to_server(search, server)
     trending_service_pb2_grpc.add_TrendingServiceServicer_to_server(trending, server)
-    if releases is not None:
-        release_service_pb2_grpc.add_ReleaseServiceServicer_to_server(releases, server)
+    release_service_pb2_grpc.add_ReleaseServiceServicer_to_server(releases, server)
     health_pb2_grpc.add_HealthServicer_to_server(health_.servicer, server)
     add_reflection(server, (*SERVICES, health.SERVICE_NAME))
     return server

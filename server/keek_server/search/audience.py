@@ -13,7 +13,8 @@ from keek_server.errors import KeekError
 from keek_server.feed.history import history_inputs
 from keek_server.interactions.log import InteractionLog
 from keek_server.interactions.projection import Projection
-from keek_server.releases.live import LiveRelease, ServingRelease
+from keek_server.releases.live import LiveRelease
+from keek_server.releases.opening import ServingRelease
 from keek_server.towers.users import UserInputs
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from itertools import compress
 import numpy as np
 
 from keek_server.errors import NotFoundError, SetupError
-from keek_server.releases.live import LiveRelease, ServingRelease
+from keek_server.releases.live import LiveRelease
+from keek_server.releases.opening import ServingRelease
 from keek_server.releases.release import CLIP
 from keek_server.retrieval.fresh import VECTORS
 from keek_server.retrieval.live import Hits, LiveIndex, Query

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from keek_server.errors import SetupError, UnavailableError
+from keek_server.errors import FailedPreconditionError, SetupError, UnavailableError
 from keek_server.settings import Settings
 from keek_server.startup import wait_until_ready
 from keek_server.towers.contract import TensorSpec, TowerContract
@@ -18,6 +18,7 @@ from keek_server.towers.control import control_headers
 from keek_server.towers.features import Float32Array, Tensors
 
 _CHECK_DEADLINE_S = 2.0
+_LOAD_DEADLINE_S = 120.0
 _CHANNEL = (
     # A Triton that was restarted is found again at once, not after gRPC's usual minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -128,6 +129,48 @@ class TowerClient:
             )
         except (InferenceServerException, grpc.RpcError):
             return False
+
+    async def check(self, tower: TowerContract, version: int) -> None:
+        """Compares what Triton says of a version with the contract.
+
+        Raises:
+            SetupError: When names, dtypes or shapes differ; says what was expected.
+            UnavailableError: Triton is gone, or has no such version.
+        """
+        try:
+            found = await self._client.get_model_metadata(
+                tower.model, str(version), client_timeout=_CHECK_DEADLINE_S
+            )
+        except (InferenceServerException, grpc.RpcError) as error:
+            raise UnavailableError(f"Triton, {tower.model} version {version}: {error}") from error
+        for what, specs, tensors in (
+            ("inputs", tower.inputs, found.inputs),
+            ("outputs", (tower.output,), found.outputs),
+        ):
+            wanted = sorted((spec.name, np_to_triton_dtype(spec.dtype), (-1, *spec.shape)) for spec in specs)
+            given = sorted((tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in tensors)
+            if given != wanted:
+                raise SetupError(
+                    f"Triton's {tower.model} version {version} has the {what} {given}, expected {wanted}"
+                )
+
+    async def load(self, tower: TowerContract, version: int) -> None:
+        """Has Triton load a model as it lies in the repository, and checks that a version came with it.
+
+        Raises:
+            UnavailableError: Triton is gone, or refuses.
+            FailedPreconditionError: It does not have the version afterwards.
+        """
+        try:
+            await self._client.load_model(
+                tower.model, headers=self._control_headers, client_timeout=_LOAD_DEADLINE_S
+            )
+        except (InferenceServerException, grpc.RpcError) as error:
+            raise UnavailableError(f"Triton does not load {tower.model}: {error}") from error
+        if not await self.has(tower, version):
+            raise FailedPreconditionError(
+                f"Triton has no version {version} of {tower.model} in its repository"
+            )
 
     async def server_version(self) -> str:
         """The version of the tritonserver."""

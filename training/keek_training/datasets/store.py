@@ -72,22 +72,25 @@ async def import_dataset(
     )
 
 
-async def load_dataset(database: Database, reads: Callable[[str], bool] = lambda _: True) -> Dataset:
+async def load_dataset(
+    database: Database,
+    reads: Callable[[str], bool] = lambda _: True,
+    interactions: pa.Table | None = None,
+) -> Dataset:
     """All videos and interactions that are stored.
 
     Args:
         database: Opened by the caller.
         reads: Of which CLIP (`clip_model`) the clip vectors are taken; others count as none.
+        interactions: Those that are taken, instead of all.
 
     Raises:
         UnavailableError: When the database is down or late.
     """
-    interactions = [page async for page in _pages(database, interactions_table.c.seq, INTERACTION_SCHEMA)]
-    dataset = assemble(
-        "sql",
-        await load_videos(database),
-        pa.concat_tables([INTERACTION_SCHEMA.empty_table(), *interactions]),
-    )
+    if interactions is None:
+        pages = [page async for page in _pages(database, interactions_table.c.seq, INTERACTION_SCHEMA)]
+        interactions = pa.concat_tables([INTERACTION_SCHEMA.empty_table(), *pages])
+    dataset = assemble("sql", await load_videos(database), interactions)
     return replace(dataset, clip_vectors=await _load_clip_vectors(database, dataset.videos, reads))
 
 

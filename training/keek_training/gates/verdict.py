@@ -2,11 +2,15 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Final
 
 from keek_server.errors import SetupError
 from keek_server.releases.manifest import GateResult
 
 logger = logging.getLogger(__name__)
+
+STRUCTURAL: Final = frozenset({"size_mb", "format", "external_data", "opset", "contract", "weights", "runs"})
+"""Gates that no reason opens: what fails them could not serve, or could do harm."""
 
 _WORDS = {"<=": "at most", ">=": "at least"}
 
@@ -50,10 +54,10 @@ def refuse_unless_passed(results: Sequence[GateResult], forced_reason: str = "")
         forced_reason: Why it goes on although gates refuse it; empty when it must not.
 
     Raises:
-        RefusedError: When a gate failed and no reason is given.
+        RefusedError: When a gate failed and no reason is given, or the gate is a structural one.
     """
     refused = failures(results)
-    if refused and not forced_reason.strip():
+    if any(result.name in STRUCTURAL for result in refused) or (refused and not forced_reason.strip()):
         raise RefusedError(results)
     for result in refused:
         logger.warning("forced (%s) although refused by %s", forced_reason.strip(), describe(result))

@@ -7,15 +7,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import sqlalchemy as sa
-
+from keek_server.errors import NotFoundError
+from keek_server.files import sync
+from keek_server.releases.registry import ReleaseRegistry
 from keek_server.storage.database import Database
-from keek_server.storage.tables import releases
 from keek_training.publishing.repository import publish_folder
 
 logger = logging.getLogger(__name__)
 
 _ASIDE = ".tmp"
+_JOURNAL = "publishing.txt"
 
 
 @contextmanager
@@ -32,12 +33,37 @@ def written_folder(release_dir: Path, release_id: str) -> Iterator[Path]:
     publish_folder(folder, release_dir / release_id)
 
 
-async def outdated_folders(database: Database, release_dir: Path, kept: Iterable[str]) -> list[Path]:
-    """The folders of registered releases other than `kept`; what is none of this registry stays out of it."""
-    others = await asyncio.to_thread(_names, release_dir) - set(kept)
-    query = sa.select(releases.c.release_id).where(releases.c.release_id.in_(others))
-    async with database.read() as connection:
-        return [release_dir / release_id for release_id in (await connection.execute(query)).scalars()]
+@contextmanager
+def unregistered_folder(release_dir: Path, release_id: str) -> Iterator[None]:
+    """Writes down first which release is about to get a folder, for `remove_unregistered`."""
+    journal = release_dir / _JOURNAL
+    aside = journal.with_name(_JOURNAL + _ASIDE)
+    aside.write_text(release_id, "utf-8")
+    sync(aside)
+    aside.replace(journal)
+    sync(release_dir)
+    yield
+
+
+async def remove_unregistered(registry: ReleaseRegistry, release_dir: Path) -> None:
+    """Removes the folder of a release whose publisher ended before it was registered."""
+    try:
+        release_id = (release_dir / _JOURNAL).read_text("utf-8")
+    except FileNotFoundError:
+        return
+    try:
+        await registry.get(release_id)
+    except NotFoundError:
+        folder = release_dir / release_id
+        if release_id and folder.parent == release_dir and folder.is_dir():
+            await asyncio.to_thread(remove_folders, [folder])
+    (release_dir / _JOURNAL).unlink()
+
+
+async def outdated_folders(database: Database, release_dir: Path) -> list[Path]:
+    """The folders of releases that no plan can name any more; what is none of this registry stays."""
+    names = await asyncio.to_thread(_names, release_dir)
+    return [release_dir / release_id for release_id in await ReleaseRegistry(database).removed(names)]
 
 
 def _names(folder: Path) -> set[str]:

@@ -1,18 +1,19 @@
 """Which versions the releases that may serve again are made of: those have to stay."""
 
+from collections.abc import Collection
 from typing import Final
 
 import sqlalchemy as sa
 from pydantic import BaseModel
 
 from keek_server.releases.manifest import ClipVersion, TowerVersion
+from keek_server.releases.plan import ReleaseState
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.storage.database import Database
 from keek_server.storage.tables import releases
 from keek_server.towers.contract import CLIP_IMAGE, CLIP_TEXT, USER_TOWER, VIDEO_TOWER
 
-RELEASES_KEPT: Final = 3
-"""Releases whose models stay: the new one and two to go back to; the active one always does."""
+_READ: Final = 100
 
 
 class ReleaseModels(BaseModel):
@@ -35,6 +36,7 @@ class KeptRelease(ReleaseModels):
     """What a manifest says of its models; manifests of other versions of Keek are read as well."""
 
     release_id: str
+    history_length: int = 50
 
 
 async def active_release(database: Database) -> KeptRelease | None:
@@ -46,13 +48,13 @@ async def active_release(database: Database) -> KeptRelease | None:
     return None if manifest is None else KeptRelease.model_validate(manifest)
 
 
-async def kept_releases(database: Database) -> list[KeptRelease]:
-    """The releases that a new one joins: the active one first, then the newest."""
-    newest = (
-        sa.select(releases.c.manifest).order_by(releases.c.create_time_us.desc()).limit(RELEASES_KEPT - 1)
-    )
-    async with database.read() as connection:
-        manifests = (await connection.execute(newest)).scalars().all()
-    kept = [KeptRelease.model_validate(manifest) for manifest in manifests]
-    active = await active_release(database)
-    return kept if active is None else [active, *(one for one in kept if one.release_id != active.release_id)]
+async def ready_releases(database: Database) -> list[KeptRelease]:
+    """The newest releases that may serve, newest first."""
+    newest = await ReleaseRegistry(database).list(_READ)
+    return [KeptRelease.model_validate(each.manifest) for each in newest if each.state is ReleaseState.READY]
+
+
+async def kept_releases(database: Database, newest: int, held: Collection[str] = ()) -> list[KeptRelease]:
+    """The releases that stay; see `ReleaseRegistry.retire`, which gives up all others."""
+    kept = await ReleaseRegistry(database).retire(newest, held)
+    return [KeptRelease.model_validate(release.manifest) for release in kept]

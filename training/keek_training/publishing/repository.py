@@ -1,5 +1,6 @@
 """New versions in Triton's model repository: written aside, renamed, loaded."""
 
+import asyncio
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -20,10 +21,15 @@ MODEL_FILE = "model.onnx"
 _LOAD_DEADLINE_S = 120.0
 
 
-def next_version(repository: Path) -> int:
-    """A number that no model in the repository has used yet, the same for all that get a new version."""
+def next_version(repository: Path, last: int = 0) -> int:
+    """A number that no model has used yet, the same for all that get a new version.
+
+    Args:
+        repository: The model repository.
+        last: The highest that any release had: Triton must never get another file under a known number.
+    """
     numbers = [int(path.name) for path in repository.glob("*/*") if path.name.isdecimal()]
-    return max(numbers, default=0) + 1
+    return max([last, *numbers]) + 1
 
 
 def write_version(repository: Path, tower: TowerContract, version: int, model: Path) -> TowerVersion:
@@ -102,18 +108,44 @@ async def load_version(settings: Settings, version: int, models: Collection[str]
             would serve no version at all of a model that has a broken one.
     """
     try:
-        await _load_models(settings, models)
+        await load_models(settings, models)
     except SetupError:
-        for model in models:
-            shutil.rmtree(settings.model_repository / model / str(version), ignore_errors=True)
+        _remove_version(settings.model_repository, version, models)
         raise
 
 
-async def _load_models(settings: Settings, models: Collection[str]) -> None:
+async def withdraw_version(settings: Settings, version: int, models: Collection[str]) -> None:
+    """Takes a version of some models out of the repository and out of Triton; the others go on.
+
+    Raises:
+        SetupError: When Triton cannot be reached; then it has the version until its next load.
+    """
+    models = [model for model in models if (settings.model_repository / model / str(version)).is_dir()]
+    await asyncio.to_thread(_remove_version, settings.model_repository, version, models)
+    await load_models(settings, models)
+
+
+def _remove_version(repository: Path, version: int, models: Iterable[str]) -> None:
+    for model in models:
+        shutil.rmtree(repository / model / str(version), ignore_errors=True)
+
+
+def _has_versions(settings: Settings, model: str) -> bool:
+    return any(path.name.isdecimal() for path in (settings.model_repository / model).iterdir())
+
+
+async def load_models(settings: Settings, models: Collection[str]) -> None:
+    """Has Triton run exactly the versions of some models that are in the repository.
+
+    Raises:
+        SetupError: When it refuses, or cannot be reached.
+    """
     headers = control_headers(settings.triton_control_token)
     async with triton.InferenceServerClient(settings.triton_url) as client:
         for model in models:
             try:
-                await client.load_model(model, headers=headers, client_timeout=_LOAD_DEADLINE_S)
+                # A model without any version cannot be loaded: nothing uses it then.
+                change = client.load_model if _has_versions(settings, model) else client.unload_model
+                await change(model, headers=headers, client_timeout=_LOAD_DEADLINE_S)
             except (InferenceServerException, grpc.RpcError) as error:
                 raise SetupError(f"Triton does not load {model}: {error}") from error

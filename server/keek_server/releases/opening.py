@@ -1,0 +1,174 @@
+"""From a release's folder to something that answers: mapped, checked against Triton, warmed up."""
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from keek_server.errors import KeekError, SetupError
+from keek_server.releases.fresh import FreshVideos
+from keek_server.releases.release import VIDEO_COLUMNS, Audience, Release
+from keek_server.retrieval.fresh import VECTORS
+from keek_server.retrieval.live import LiveIndex
+from keek_server.retrieval.searcher import SIDE_BATCH, Searcher
+from keek_server.settings import Settings
+from keek_server.towers.client import TowerClient
+from keek_server.towers.clip import Clip
+from keek_server.towers.contract import DIMENSION, USER_TOWER, VIDEO_TOWER, TowerContract
+from keek_server.towers.features import Float32Array, Tensors, user_features, video_features
+from keek_server.towers.users import UserVectors
+from keek_server.videos.changes import ChangeFeed
+
+logger = logging.getLogger(__name__)
+
+_WARM_UP_DEADLINE_S = 10.0
+_PROBE_DEADLINE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServingRelease:
+    """A release with what answers for it: a request that captured one uses nothing else."""
+
+    release: Release
+    users: UserVectors
+    fresh: FreshVideos
+    """The videos: the release's own and those that came since."""
+    searcher: Searcher
+    """Over `fresh.index`, for feeds."""
+    side_searcher: Searcher
+    """Over the same, for what may take longer: feeds do not wait behind it."""
+    audience: LiveIndex
+    """The users that were active when the release was built, and those that are since."""
+    audience_searcher: Searcher
+    clip: Clip | None
+    """None in a release without CLIP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Executors:
+    """The threads that search indexes."""
+
+    feeds: ThreadPoolExecutor
+    searches: ThreadPoolExecutor
+
+
+class ReleaseOpener:
+    """Opens releases of this server's release folder."""
+
+    def __init__(
+        self, feed: ChangeFeed, towers: TowerClient, executors: Executors, settings: Settings
+    ) -> None:
+        self._feed = feed
+        self._towers = towers
+        self._executors = executors
+        self._settings = settings
+
+    async def open(self, release_id: str) -> ServingRelease:
+        """A release whose models Triton has and that has answered once; its fresh part is still empty.
+
+        Raises:
+            SetupError: When files are missing, or what Triton answers does not fit.
+            UnavailableError, FailedPreconditionError: When Triton does not have a model, and cannot be
+                made to load it.
+        """
+        release = await asyncio.to_thread(Release.open, self._settings.release_dir / release_id)
+        await self.ensure_loaded(release)
+        for tower, entry in release.manifest.models.items():
+            await self._towers.check(tower, entry.version)
+        await self._warm_up(release)
+        return self._prepare(release, await self._open_clip(release))
+
+    async def ensure_loaded(self, release: Release) -> None:
+        """Has Triton load what it lacks of a release: the registry says what serves, whatever it remembers.
+
+        Raises:
+            UnavailableError, FailedPreconditionError: When Triton does not have a model afterwards.
+        """
+        for tower, entry in release.manifest.models.items():
+            if not await self._towers.has(tower, entry.version):
+                logger.warning(
+                    "Triton lacks %s version %d and is asked to load it", tower.model, entry.version
+                )
+                await self._towers.load(tower, entry.version)
+
+    async def answers(self, release: Release) -> bool:
+        """Whether Triton answers with its user tower at present."""
+        try:
+            await self._ask(release, USER_TOWER, _one_user(release), deadline_s=_PROBE_DEADLINE_S)
+        except KeekError:
+            return False
+        return True
+
+    def _prepare(self, release: Release, clip: Clip | None) -> ServingRelease:
+        settings = self._settings
+        fresh = FreshVideos(release, self._feed, self._towers, fresh_limit=settings.fresh_limit)
+        audience = _audience(release, settings.fresh_limit)
+        return ServingRelease(
+            release,
+            UserVectors(self._towers, release.manifest.user_tower.version),
+            fresh,
+            Searcher(fresh.index, self._executors.feeds),
+            self._side_searcher(fresh.index),
+            audience,
+            self._side_searcher(audience),
+            clip,
+        )
+
+    def _side_searcher(self, index: LiveIndex) -> Searcher:
+        return Searcher(
+            index,
+            self._executors.searches,
+            max_batch=SIDE_BATCH,
+            max_delay_s=self._settings.search_delay_s,
+        )
+
+    async def _open_clip(self, release: Release) -> Clip | None:
+        version = release.manifest.clip
+        if version is None:
+            return None
+        clip = await asyncio.to_thread(
+            Clip.open,
+            self._settings.release_dir / release.id,
+            self._towers,
+            image_version=version.image.version,
+            text_version=version.text.version,
+            deadline_s=self._settings.clip_deadline_s,
+        )
+        await clip.check()
+        return clip
+
+    async def _warm_up(self, release: Release) -> None:
+        """A whole query against it, and a video: shows that both towers and the index answer."""
+        await self._ask(release, VIDEO_TOWER, _one_video(), deadline_s=_WARM_UP_DEADLINE_S)
+        vectors = await self._ask(release, USER_TOWER, _one_user(release), deadline_s=_WARM_UP_DEADLINE_S)
+        await asyncio.to_thread(release.index.search, vectors, 100)
+
+    async def _ask(
+        self, release: Release, tower: TowerContract, features: Tensors, *, deadline_s: float
+    ) -> Float32Array:
+        """The vector of one row, float32 [1, DIMENSION]."""
+        version = release.manifest.models[tower].version
+        vectors = await self._towers.vectors(tower, version, features, deadline_s=deadline_s)
+        if vectors.shape != (1, DIMENSION):
+            raise SetupError(
+                f"{tower.model} version {version} gave {vectors.shape}, expected (1, {DIMENSION})"
+            )
+        return vectors
+
+
+def _one_user(release: Release) -> Tensors:
+    history = np.asarray(release.corpus.vectors[:1])
+    kinds, ages_s = np.ones(len(history), np.int32), np.zeros(len(history), np.float32)
+    return user_features([""], [history], [kinds], [ages_s])
+
+
+def _one_video() -> Tensors:
+    return video_features([""], [""], [()], [0.0])
+
+
+def _audience(release: Release, fresh_limit: int) -> LiveIndex:
+    built = release.audience or Audience.none()
+    columns = {VECTORS: VIDEO_COLUMNS[VECTORS]}
+    return LiveIndex({VECTORS: built.index}, built.ids, {}, fresh_columns=columns, fresh_limit=fresh_limit)

@@ -1,0 +1,368 @@
+"""The hourly job: whatever ends it, the next round goes on where it was, and does nothing twice."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from release_serving import manifest
+
+from keek_server.errors import SetupError, UnavailableError
+from keek_server.interactions.append import Interaction
+from keek_server.interactions.kinds import InteractionKind
+from keek_server.interactions.log import InteractionLog
+from keek_server.releases.manifest import GateResult
+from keek_server.releases.plan import Trial, TrialKind
+from keek_server.releases.registry import ReleaseRegistry
+from keek_server.settings import Settings
+from keek_server.storage.database import Database
+from keek_server.videos.catalogue import Catalogue
+from keek_server.videos.video import Video
+from keek_training.config import FineTuning
+from keek_training.features import IS_NEW
+from keek_training.gates.verdict import RefusedError
+from keek_training.hourly.bases import choose_base, new_to, old_runs, plan_round, published_release
+from keek_training.hourly.commands import loop
+from keek_training.hourly.job import MOST_TRIES, Outcome, run_round
+from keek_training.hourly.lock import alone
+from keek_training.hourly.reading import read_all, read_new
+from keek_training.hourly.state import STATE_FILE, LogRange, Refusal, Round, State, Step
+from keek_training.runs import Run
+
+NEW = LogRange(log_id="log", after_seq=10, last_seq=20)
+REFUSED = RefusedError(
+    [GateResult(name="recall", value=0.5, bound=0.95, comparison=">=", passed=False, detail="of the index")]
+)
+
+
+class KilledError(BaseException):
+    """Stands in for kill -9: nothing in the job may catch it."""
+
+
+@dataclass(slots=True)
+class Recorder:
+    """Steps that note what they were asked, and are idempotent as the real ones are."""
+
+    done: set[str] = field(default_factory=set)
+    """What was really done, which outlives a process."""
+    calls: list[str] = field(default_factory=list)
+    planned: Round | str = "nothing new"
+    base: str | None = "monday"
+    fails: dict[str, BaseException] = field(default_factory=dict)
+    """By the step, and `after` it where the step had done its work already."""
+    refusals: list[Refusal | None] = field(default_factory=list)
+
+    def plan(self, refusal: Refusal | None) -> Round | str:
+        self._do("plan", "")
+        self.refusals.append(refusal)
+        return self.planned
+
+    def is_current(self, current: Round) -> bool:
+        return current.base == self.base
+
+    def train(self, current: Round) -> None:
+        self._do("train", current.run)
+
+    def export(self, current: Round) -> None:
+        self._do("export", current.run)
+
+    def publish(self, current: Round) -> str:
+        self._do("publish", current.run)
+        return f"release of {current.run}"
+
+    def feeds(self) -> int:
+        self._do("feeds", "")
+        return 3
+
+    def clean_up(self) -> None:
+        self._do("clean up", "")
+
+    def _do(self, step: str, run: str) -> None:
+        self.calls.append(step)
+        if (error := self.fails.pop(step, None)) is not None:
+            raise error
+        self.done.add(f"{step} {run}")
+        if (error := self.fails.pop(f"after {step}", None)) is not None:
+            raise error
+
+
+def round_of(run: str) -> Round:
+    return Round(run=run, base="monday", new=NEW)
+
+
+STEPS = [step.value for step in Step]
+WHOLE = ["plan", *STEPS, "clean up"]
+
+
+def test_a_round_does_every_step_once_and_leaves_nothing_under_way(tmp_path: Path) -> None:
+    steps = Recorder(planned=round_of("a"))
+    assert run_round(tmp_path, steps) == Outcome("release of a", "", 3)
+    assert steps.calls == WHOLE
+    assert State.load(tmp_path) == State()
+
+
+@pytest.mark.parametrize("moment", ["", "after "])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_round_that_is_killed_in_a_step_goes_on_with_that_step(
+    tmp_path: Path, step: str, moment: str
+) -> None:
+    steps = Recorder(planned=round_of("a"), fails={moment + step: KilledError()})
+    with pytest.raises(KilledError):
+        run_round(tmp_path, steps)
+    steps.calls.clear()
+    steps.planned = round_of("b")
+    assert run_round(tmp_path, steps) == Outcome("release of a", "", 3)
+    assert steps.calls == [*STEPS[STEPS.index(step) :], "clean up"]
+    assert {"train a", "export a", "publish a"} <= steps.done
+    assert State.load(tmp_path) == State()
+
+
+def test_nothing_new_still_refreshes_the_cached_feeds(tmp_path: Path) -> None:
+    steps = Recorder(planned="7 new interactions")
+    assert run_round(tmp_path, steps) == Outcome("", "7 new interactions", 3)
+    assert steps.calls == ["plan", "feeds"]
+
+
+def test_a_refused_model_is_remembered_and_the_next_round_begins_anew(tmp_path: Path) -> None:
+    steps = Recorder(planned=round_of("bad"), fails={"publish": REFUSED})
+    with pytest.raises(RefusedError, match="gate recall"):
+        run_round(tmp_path, steps)
+    # The release that serves goes on, and its cached feeds must not run out.
+    assert steps.calls[-2:] == ["publish", "feeds"]
+    steps.planned = round_of("good")
+    assert run_round(tmp_path, steps).release_id == "release of good"
+    assert [each and (each.run, each.last_seq) for each in steps.refusals] == [None, ("bad", 20)]
+    run_round(tmp_path, Recorder())
+    assert State.load(tmp_path).refusal is None
+
+
+def test_what_fails_again_and_again_is_given_up(tmp_path: Path) -> None:
+    steps = Recorder(planned=round_of("a"))
+    for _ in range(MOST_TRIES):
+        steps.fails = {"export": SetupError("no room left")}
+        with pytest.raises(SetupError, match="no room left"):
+            run_round(tmp_path, steps)
+    assert steps.calls.count("train") == 1
+    steps.planned = round_of("b")
+    assert run_round(tmp_path, steps).release_id == "release of b"
+    assert steps.refusals[-1] is not None
+    assert "export was begun 3 times" in steps.refusals[-1].reason
+
+
+def test_a_round_whose_base_was_rolled_back_is_dropped(tmp_path: Path) -> None:
+    steps = Recorder(planned=round_of("a"), fails={"after train": KilledError()})
+    with pytest.raises(KilledError):
+        run_round(tmp_path, steps)
+    steps.base, steps.planned = "sunday", Round(run="b", base="sunday", new=NEW)
+    assert run_round(tmp_path, steps).release_id == "release of b"
+    assert "publish a" not in steps.done
+
+
+def test_a_failure_to_write_feeds_keeps_the_release(tmp_path: Path) -> None:
+    steps = Recorder(planned=round_of("a"), fails={"feeds": UnavailableError("Redis is down")})
+    with pytest.raises(UnavailableError):
+        run_round(tmp_path, steps)
+    assert run_round(tmp_path, steps) == Outcome("release of a", "", 3)
+    assert steps.calls.count("publish") == 1
+
+
+def test_a_damaged_state_is_begun_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / STATE_FILE).write_text('{"round": {"run"')
+    assert run_round(tmp_path, Recorder(planned=round_of("a"))).release_id == "release of a"
+    assert "begins anew" in caplog.text
+
+
+def test_the_second_job_is_told_who_does_the_first(tmp_path: Path) -> None:
+    with (
+        alone(tmp_path),
+        pytest.raises(SetupError, match=rf"^process {os.getpid()} on .* does the hourly job"),
+    ):
+        run_round(tmp_path, Recorder())
+    run_round(tmp_path, Recorder())
+
+
+def test_a_killed_job_gives_the_lock_back(tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from keek_training.hourly.lock import alone\n"
+        "with alone(Path(sys.argv[1])):\n    print('holds', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program, tmp_path], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"holds\n"
+        with pytest.raises(SetupError, match=f"process {holder.pid} on "):
+            run_round(tmp_path, Recorder())
+        holder.kill()
+    run_round(tmp_path, Recorder())
+
+
+def test_the_loop_goes_on_after_a_failed_round(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    counted = tmp_path / "rounds"
+    program = (
+        f"open({str(counted)!r}, 'a').write('.'); raise SystemExit(len(open({str(counted)!r}).read()) < 3)"
+    )
+
+    def stop() -> None:
+        while not counted.exists() or len(counted.read_text()) < 3:
+            threading.Event().wait(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=stop)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop([sys.executable, "-c", program], 0.05)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        thread.join()
+    assert "exit code 1" in caplog.text
+
+
+# -- what is new, and to which run ------------------------------------------------------------------
+
+
+def trained(settings: Settings, name: str, **metrics: object) -> Run:
+    run = Run.named(name, settings)
+    run.start()
+    run.write_metrics(metrics, [])
+    return run
+
+
+async def append(database: Database, user: str, count: int, kind: InteractionKind, first: int = 0) -> None:
+    events = [
+        Interaction(uuid.uuid4().hex, user, f"v{i % 7}", kind, 1_000_000 * (i + 1), "", ())
+        for i in range(first, first + count)
+    ]
+    await InteractionLog(database).commit([events])
+
+
+async def serve(database: Database, release_id: str, source: str, number: int = 1) -> ReleaseRegistry:
+    registry = ReleaseRegistry(database)
+    await registry.register(manifest(release_id, number).model_copy(update={"source": source}))
+    await registry.activate(release_id, "test")
+    return registry
+
+
+async def test_the_base_is_the_run_that_serves_also_after_a_rollback(
+    database: Database, settings: Settings
+) -> None:
+    assert await choose_base(database, settings, None) is None
+    latest, first, second = (trained(settings, name) for name in ("latest", "first", "second"))
+    assert await choose_base(database, settings, None) == latest
+    await serve(database, "r1", "first", 1)
+    registry = await serve(database, "r2", "second", 2)
+    assert await choose_base(database, settings, None) == second
+    await registry.roll_back("bad")
+    assert await choose_base(database, settings, None) == first
+    assert await choose_base(database, settings, "second") == second
+
+
+async def test_a_release_that_is_no_run_of_ours_is_not_trained_over(
+    database: Database, settings: Settings
+) -> None:
+    trained(settings, "latest")
+    await serve(database, "r1", "a.onnx and b.onnx")
+    with pytest.raises(SetupError, match=r"r1 serves, from a\.onnx and b\.onnx, which is no run .*--from"):
+        await choose_base(database, settings, None)
+
+
+async def test_a_round_needs_enough_that_is_new_since_the_base_and_since_a_refusal(
+    database: Database, settings: Settings
+) -> None:
+    settings = settings.model_copy(update={"hourly_min_interactions": 10})
+    await append(database, "u1", 20, InteractionKind.LIKE)
+    log_id = (await InteractionLog(database).extent()).log_id
+    run = trained(settings, "first", log={"log_id": log_id, "after_seq": 0, "last_seq": 15})
+    await serve(database, "r1", "first")
+    assert (
+        await plan_round(database, settings, None, None)
+        == "5 new interactions since the last run, fewer than 10"
+    )
+    await append(database, "u2", 30, InteractionKind.SKIP)
+    assert isinstance(await plan_round(database, settings, None, None), str)
+    await append(database, "u3", 5, InteractionKind.VIEW)
+    planned = await plan_round(database, settings, None, None)
+    assert isinstance(planned, Round)
+    assert planned.base == run.name
+    assert planned.new == LogRange(log_id=log_id, after_seq=15, last_seq=55)
+    assert planned.new == await new_to(run, database)
+    refusal = Refusal(run="bad", reason="", log_id=log_id, last_seq=55)
+    assert "0 new interactions since run bad was refused" in str(
+        await plan_round(database, settings, None, refusal)
+    )
+    other_log = refusal.model_copy(update={"log_id": "of another log"})
+    assert isinstance(await plan_round(database, settings, None, other_log), Round)
+
+
+async def test_nothing_is_published_while_a_release_is_tried(database: Database, settings: Settings) -> None:
+    trained(settings, "first")
+    registry = await serve(database, "r1", "first", 1)
+    await registry.register(manifest("r2", 2))
+    await registry.start_trial(Trial("r2", TrialKind.CANARY, 5.0), "try")
+    await append(database, "u1", 2000, InteractionKind.LIKE)
+    assert "r2 is being tried" in str(await plan_round(database, settings, None, None))
+
+
+async def test_a_run_that_served_is_not_published_again_and_one_that_did_not_is(database: Database) -> None:
+    registry = await serve(database, "r1", "first", 1)
+    await registry.register(manifest("r2", 2).model_copy(update={"source": "second"}))
+    assert await published_release(database, "first") == "r1"
+    assert await published_release(database, "second") is None
+    await serve(database, "r3", "third", 3)
+    assert await published_release(database, "first") == "r1"
+
+
+async def test_what_is_new_is_read_with_its_users_histories_and_a_sample_of_others(
+    database: Database, settings: Settings
+) -> None:
+    await Catalogue(database).put([Video(f"v{i}", "o", [], 1.0, "", 0) for i in range(7)])
+    for number in range(8):
+        await append(database, f"old{number}", 20, InteractionKind.LIKE)
+    await append(database, "both", 30, InteractionKind.LIKE)
+    after = (await InteractionLog(database).extent()).last_seq
+    await append(database, "both", 5, InteractionKind.LIKE, first=30)
+    await append(database, "new", 3, InteractionKind.LIKE)
+    extent = await InteractionLog(database).extent()
+    await append(database, "later", 3, InteractionKind.LIKE)
+    new = LogRange(log_id=extent.log_id, after_seq=after, last_seq=extent.last_seq)
+
+    data = await read_new(settings, new, FineTuning(replay=1.0, rows_per_user=12), seed=1)
+    rows = data.dataset.interactions.to_pylist()
+    users = {row["user_id"] for row in rows}
+    assert {"both", "new"} < users
+    assert len(users) == 4
+    assert "later" not in users
+    assert [row["event_time_us"] for row in rows] == sorted(row["event_time_us"] for row in rows)
+    marked = [(row["user_id"], row[IS_NEW]) for row in rows]
+    assert (marked.count(("both", True)), marked.count(("both", False))) == (5, 7)
+    assert marked.count(("new", True)) == 3
+    assert sum(is_new for _, is_new in marked) == 8
+    assert data.origin["log"] == new.model_dump()
+    assert data.dataset.videos.num_rows == 7
+
+    whole = await read_all(settings)
+    assert whole.dataset.interactions.num_rows == 201
+    assert IS_NEW not in whole.dataset.interactions.column_names
+    capped = await read_new(settings, new, FineTuning(most_new=3), seed=1)
+    assert sum(capped.dataset.interactions[IS_NEW].to_pylist()) == 3
+
+
+def test_old_runs_of_the_job_alone_are_removed_and_never_the_base(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, releases_kept=2)
+    names = ["latest", "hourly-1", "hourly-2", "hourly-3", "hourly-4"]
+    runs = {name: trained(settings, name) for name in names}
+    assert [path.name for path in old_runs(settings, runs["hourly-1"].folder)] == ["hourly-2"]
+
+
+def test_the_state_file_is_plain_json(tmp_path: Path) -> None:
+    steps = Recorder(planned=round_of("a"), fails={"export": SetupError("full")})
+    with pytest.raises(SetupError):
+        run_round(tmp_path, steps)
+    state = json.loads((tmp_path / STATE_FILE).read_text())
+    assert (state["round"]["run"], state["round"]["step"], state["round"]["tries"]) == ("a", "export", 1)

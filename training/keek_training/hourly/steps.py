@@ -1,0 +1,136 @@
+"""What the hourly job's steps do."""
+
+import asyncio
+import logging
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from keek_server.embedded import EmbeddedStack, with_running_stack
+from keek_server.releases.registry import ReleaseRegistry
+from keek_server.settings import Settings
+from keek_server.storage.database import open_database
+from keek_server.towers.client import open_towers
+from keek_training.config import TrainConfig
+from keek_training.hourly.bases import choose_base, old_runs, plan_round, published_release
+from keek_training.hourly.feeds import write_cached_feeds
+from keek_training.hourly.reading import read_all, read_new
+from keek_training.hourly.state import Refusal, Round
+from keek_training.publishing.publish import publish
+from keek_training.publishing.source import TowerSource
+from keek_training.runs import Run
+
+logger = logging.getLogger(__name__)
+
+
+class HourlySteps:
+    """See `keek_training.hourly.job.Steps`. Each step opens what it needs, and closes it."""
+
+    def __init__(
+        self, settings: Settings, config: TrainConfig | None = None, base: str | None = None
+    ) -> None:
+        """
+        Args:
+            settings: Where everything is.
+            config: Of the training; the base run's own by default.
+            base: The run to train from; the one that serves by default.
+        """
+        self._settings = settings
+        self._config = config
+        self._base = base
+
+    def plan(self, refusal: Refusal | None) -> Round | str:
+        """See `Steps`."""
+
+        async def plan() -> Round | str:
+            async with open_database(self._settings) as database:
+                return await plan_round(database, self._settings, self._base, refusal)
+
+        return asyncio.run(plan())
+
+    def is_current(self, current: Round) -> bool:
+        """See `Steps`."""
+
+        async def base() -> Run | None:
+            async with open_database(self._settings) as database:
+                return await choose_base(database, self._settings, self._base)
+
+        found = asyncio.run(base())
+        return current.base == (found.name if found else None)
+
+    def train(self, current: Round) -> None:
+        """See `Steps`."""
+        run = self._run(current)
+        if run.is_trained:
+            return
+        # Importing Keras takes seconds.
+        from keek_training.fine_tuning import fine_tuning_config
+        from keek_training.train_run import train_run
+
+        if current.base is None:
+            data = asyncio.run(read_all(self._settings))
+            train_run(data.dataset, self._config or TrainConfig(), run, read=data.origin)
+            return
+        base = Run.named(current.base, self._settings)
+        config = fine_tuning_config(base, self._config)
+        tuning = config.fine_tuning
+        config = config.model_copy(update={"epochs": self._settings.hourly_epochs})
+        data = asyncio.run(read_new(self._settings, current.new, tuning, config.seed))
+        train_run(data.dataset, config, run, base=base, read=data.origin)
+
+    def export(self, current: Round) -> None:
+        """See `Steps`."""
+        run = self._run(current)
+        if not run.is_exported:
+            from keek_training.export import export
+
+            export(run)
+
+    def publish(self, current: Round) -> str:
+        """See `Steps`."""
+        return asyncio.run(self._publish(self._run(current)))
+
+    def feeds(self) -> int:
+        """See `Steps`; none before the first release."""
+        return asyncio.run(self._feeds())
+
+    def clean_up(self) -> None:
+        """See `Steps`."""
+
+        async def base() -> Run | None:
+            async with open_database(self._settings) as database:
+                return await choose_base(database, self._settings, self._base)
+
+        kept = asyncio.run(base())
+        for folder in old_runs(self._settings, kept.folder) if kept else []:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    async def _publish(self, run: Run) -> str:
+        async with open_database(self._settings) as database:
+            done = await published_release(database, run.name)
+        if done is not None:
+            logger.info("run %s was published as %s", run.name, done)
+            return done
+        async with self._stack() as settings:
+            return (await publish(TowerSource.of_run(run), settings)).release_id
+
+    async def _feeds(self) -> int:
+        async with open_database(self._settings) as database:
+            release_id = await ReleaseRegistry(database).active()
+            if release_id is None or not self._settings.cached_feed_users:
+                return 0
+            async with self._stack() as settings, open_towers(settings) as towers:
+                return await write_cached_feeds(release_id, database, towers, settings)
+
+    @asynccontextmanager
+    async def _stack(self) -> AsyncIterator[Settings]:
+        """The stack that runs in the data directory, or one of its own."""
+        running = with_running_stack(self._settings)
+        if running is not None:
+            yield running
+            return
+        async with EmbeddedStack(self._settings) as stack:
+            yield stack.settings
+
+    def _run(self, current: Round) -> Run:
+        return Run.named(current.run, self._settings)

@@ -1,0 +1,112 @@
+"""Whether a release may serve: the gates before and after it is built, and the report of both."""
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from keek_server.errors import SetupError
+from keek_server.files import sha256_of
+from keek_server.releases.manifest import GateResult
+from keek_server.releases.release import Release
+from keek_server.settings import Settings
+from keek_server.storage.database import Database
+from keek_server.towers.client import TowerClient
+from keek_server.towers.contract import TOWERS, USER_TOWER, VIDEO_TOWER
+from keek_training.gates.evidence import Evidence
+from keek_training.gates.measure import measure
+from keek_training.gates.measured import Measured
+from keek_training.gates.preflight import LiveTowers, preflight
+from keek_training.gates.report import write_report
+from keek_training.gates.verdict import refuse_unless_passed
+from keek_training.publishing.kept import KeptRelease, ReleaseModels
+from keek_training.publishing.repository import MODEL_FILE
+from keek_training.publishing.source import TowerSource
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Examination:
+    """One candidate before the gates."""
+
+    source: TowerSource
+    release_id: str
+    """What it is, or would be, called."""
+    live: KeptRelease | None
+    settings: Settings
+    forced_reason: str = ""
+    results: list[GateResult] = field(default_factory=list)
+    """Of all gates so far."""
+    _sha256: dict[str, str] = field(default_factory=dict)
+
+    async def before_loading(self) -> None:
+        """What the files show by themselves: nothing of them has reached the model repository yet.
+
+        Raises:
+            RefusedError: When a gate refuses them; a report is written then.
+        """
+        # What is tried must be what is copied afterwards.
+        for tower in TOWERS:
+            path = self.source.path(tower)
+            if path.is_file():
+                self._sha256[tower.model] = await asyncio.to_thread(sha256_of, path)
+        self.results += await asyncio.to_thread(preflight, self.source, self._live_towers(), self.settings)
+        await self._judge(None)
+
+    def check_copies(self, models: ReleaseModels) -> None:
+        """
+        Raises:
+            SetupError: When a file is not the one that the gates saw.
+        """
+        for tower in TOWERS:
+            if models.by_name[tower.model].sha256 != self._sha256.get(tower.model):
+                raise SetupError(
+                    f"{self.source.path(tower)} was changed while it was published: publish again"
+                )
+
+    async def before_serving(self, candidate: Measured, database: Database, towers: TowerClient) -> None:
+        """What only Triton, the corpus, the log and the live release show.
+
+        Raises:
+            RefusedError: When a gate refuses it; the report is written in any case.
+        """
+        evidence = Evidence()
+        live = await asyncio.to_thread(self._live_release)
+        self.results += await measure(candidate, live, database, towers, self.settings, evidence)
+        await self._judge(evidence, always=True)
+
+    async def _judge(self, evidence: Evidence | None, *, always: bool = False) -> None:
+        refused = any(not result.passed for result in self.results)
+        if refused or always:
+            page = await asyncio.to_thread(self._report, evidence)
+            logger.info("report of the gates: %s", page)
+        refuse_unless_passed(self.results, self.forced_reason)
+
+    def _report(self, evidence: Evidence | None) -> Path:
+        folder = self.settings.data_dir / "reports" / self.release_id
+        folder.mkdir(parents=True, exist_ok=True)
+        live_id = self.live.release_id if self.live else None
+        return write_report(
+            folder, self.release_id, self.source.name, self.results, live_id, self.forced_reason, evidence
+        )
+
+    def _live_towers(self) -> LiveTowers | None:
+        if self.live is None:
+            return None
+        user, video = (
+            self.settings.model_repository / tower.model / str(entry.version) / MODEL_FILE
+            for tower, entry in ((USER_TOWER, self.live.user_tower), (VIDEO_TOWER, self.live.video_tower))
+        )
+        if not (user.is_file() and video.is_file()):
+            return None
+        return LiveTowers(user, video, self.live.history_length)
+
+    def _live_release(self) -> Measured | None:
+        if self.live is None:
+            return None
+        try:
+            return Measured.of_release(Release.open(self.settings.release_dir / self.live.release_id))
+        except SetupError as error:
+            logger.warning("nothing is compared with the live release: %s", error)
+            return None
