@@ -304,6 +304,30 @@ async def test_a_release_that_is_made_ready_gets_what_changes_meanwhile(
         running.cancel()
 
 
+@pytest.mark.parametrize("how", ["fails", "hangs"])
+async def test_a_release_that_gets_no_vectors_holds_no_other_one_up(
+    feed: ChangeFeed, catalogue: Catalogue, fresh: FreshVideos, how: str
+) -> None:
+    broken = Towers()
+    broken.fails = how == "fails"
+    if how == "hangs":
+        broken.gate.clear()
+    tried = FreshVideos(release(), feed, broken, fresh_limit=1000)  # type: ignore[arg-type]
+    follower = CatalogueFollower(feed, catalogue, Live(tried, fresh), poll_s=0.02)  # type: ignore[arg-type]
+    running = asyncio.create_task(follower.run())
+    try:
+        for number in range(3):
+            await catalogue.put([video(f"new{number}")])
+            await found(fresh, RELEASED | {f"new{own}" for own in range(number + 1)})
+        assert broken.asked
+        assert ids(tried) == RELEASED
+        broken.fails = False
+        broken.gate.set()
+        await found(tried, ids(fresh))
+    finally:
+        running.cancel()
+
+
 def test_a_release_of_an_earlier_version_says_what_to_do(tmp_path: Path) -> None:
     made = release()
     made.corpus.save(tmp_path)

@@ -1,5 +1,6 @@
 """The hourly job: whatever ends it, the next round goes on where it was, and does nothing twice."""
 
+import asyncio
 import json
 import os
 import signal
@@ -33,6 +34,7 @@ from keek_training.hourly.job import MOST_TRIES, Outcome, run_round
 from keek_training.hourly.lock import alone
 from keek_training.hourly.reading import read_all, read_new
 from keek_training.hourly.state import STATE_FILE, LogRange, Refusal, Round, State, Step
+from keek_training.hourly.steps import HourlySteps
 from keek_training.runs import Run
 
 NEW = LogRange(log_id="log", after_seq=10, last_seq=20)
@@ -210,7 +212,7 @@ def test_the_loop_goes_on_after_a_failed_round(tmp_path: Path, caplog: pytest.Lo
     def stop() -> None:
         while not counted.exists() or len(counted.read_text()) < 3:
             threading.Event().wait(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
     thread = threading.Thread(target=stop)
@@ -316,6 +318,24 @@ async def test_a_run_that_served_is_not_published_again_and_one_that_did_not_is(
     assert await published_release(database, "second") is None
     await serve(database, "r3", "third", 3)
     assert await published_release(database, "first") == "r1"
+
+
+async def test_a_release_whose_note_a_crash_lost_is_found_and_not_published_again(
+    database: Database, settings: Settings
+) -> None:
+    trained(settings, "latest")
+    lost = Round(run="hourly-1", base="latest", new=NEW, step=Step.PUBLISH)
+    steps = HourlySteps(settings)
+    assert await asyncio.to_thread(steps.is_current, lost)
+    registry = await serve(database, "r1", "hourly-1", 1)
+    assert await asyncio.to_thread(steps.is_current, lost)
+    # There is no Triton here: publishing would fail.
+    assert await asyncio.to_thread(steps.publish, lost) == "r1"
+    trained(settings, "other")
+    await serve(database, "r2", "other", 2)
+    assert await asyncio.to_thread(steps.publish, lost) == "r1"
+    assert not await asyncio.to_thread(steps.is_current, lost.model_copy(update={"run": "hourly-2"}))
+    assert await registry.active() == "r2"
 
 
 async def test_what_is_new_is_read_with_its_users_histories_and_a_sample_of_others(

@@ -49,6 +49,7 @@ class LiveRelease:
         self._opener = opener
         self._poll_s = poll_s
         self._preparing: FreshVideos | None = None
+        self._unopened = ""
         self._first = asyncio.Event()
         self._woken = asyncio.Event()
         self.served = Served()
@@ -125,7 +126,8 @@ class LiveRelease:
                     await self._woken.wait()
 
     async def refresh(self) -> None:
-        """Carries out the newest plan, and has Triton load again what it has lost.
+        """Carries out the newest plan; then has Triton load again what it has lost, and opens what is missing
+        for a rollback.
 
         Raises:
             KeekError: When something of it cannot serve; what serves stays.
@@ -138,6 +140,7 @@ class LiveRelease:
                 await self._carry_out(plan)
             else:
                 await self._keep_loaded()
+                await self._open_previous()
         except KeekError as error:
             self._tell(str(error))
             raise
@@ -188,6 +191,22 @@ class LiveRelease:
         for serving in (served.active, served.trial[1] if served.trial else None):
             if serving is not None:
                 await self._opener.ensure_loaded(serving.release)
+
+    async def _open_previous(self) -> None:
+        """Opens what was active before this server started: a rollback must not wait for it."""
+        if self.served.previous is not None:
+            return
+        release_id = await self._registry.predecessor()
+        if release_id is None or release_id == self._unopened:
+            return
+        try:
+            previous = await self._ready(release_id)
+        except KeekError as error:
+            # A rollback tries again, and says why not.
+            logger.warning("going back to release %s would take longer: %s", release_id, error)
+            self._unopened = release_id
+        else:
+            self._swap(replace(self.served, previous=previous))
 
     def _swap(self, served: Served) -> None:
         self.served = served

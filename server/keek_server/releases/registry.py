@@ -122,6 +122,19 @@ class ReleaseRegistry:
         plan = await self.plan()
         return None if plan is None else plan.release_id
 
+    async def predecessor(self) -> str | None:
+        """What a rollback would go to at present; None where there is nothing that could serve."""
+
+        def work(connection: sa.Connection) -> str | None:
+            plan = _newest(connection)
+            before = _before(connection, plan.release_id) if plan else None
+            state = sa.select(releases.c.state).where(releases.c.release_id == before)
+            is_ready = connection.execute(state).scalar_one_or_none() == ReleaseState.READY
+            return before if is_ready else None
+
+        async with self._database.read() as connection:
+            return await connection.run_sync(work)
+
     async def activate(
         self,
         release_id: str,

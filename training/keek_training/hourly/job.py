@@ -29,7 +29,7 @@ class Steps(Protocol):
         ...
 
     def is_current(self, current: Round) -> bool:
-        """Whether the run that a round is based on is still the one that serves."""
+        """Whether a round is worth going on with: the run that it is based on still serves."""
         ...
 
     def train(self, current: Round) -> None:

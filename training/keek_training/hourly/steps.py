@@ -49,14 +49,16 @@ class HourlySteps:
         return asyncio.run(plan())
 
     def is_current(self, current: Round) -> bool:
-        """See `Steps`."""
+        """See `Steps`; also when the round's own run serves, or did, and only the note of it is missing."""
 
-        async def base() -> Run | None:
+        async def is_current() -> bool:
             async with open_database(self._settings) as database:
-                return await choose_base(database, self._settings, self._base)
+                if await published_release(database, current.run) is not None:
+                    return True
+                base = await choose_base(database, self._settings, self._base)
+                return current.base == (base.name if base else None)
 
-        found = asyncio.run(base())
-        return current.base == (found.name if found else None)
+        return asyncio.run(is_current())
 
     def train(self, current: Round) -> None:
         """See `Steps`."""
@@ -129,6 +131,8 @@ class HourlySteps:
         if running is not None:
             yield running
             return
+        if self._settings.redis_url is None:
+            logger.info("no stack runs in %s: cached feeds end with this job", self._settings.data_dir)
         async with EmbeddedStack(self._settings) as stack:
             yield stack.settings
 
