@@ -113,7 +113,11 @@ class ServerProcess:
 
 def variables(settings: Settings) -> dict[str, str]:
     """The `KEEK_*` variables that give these settings."""
-    values = settings.model_dump(mode="json", exclude_defaults=True, exclude={"triton_control_token"})
+    secret = {"triton_control_token", "admin_token"}
+    values = settings.model_dump(mode="json", exclude_defaults=True, exclude=secret)
+    if settings.admin_token is not None:
+        # As JSON it would be asterisks, which anybody knows.
+        values["admin_token"] = settings.admin_token.get_secret_value()
     return {
         f"KEEK_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
         for name, value in values.items()
