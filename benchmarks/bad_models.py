@@ -25,6 +25,7 @@ from benchmarks.feed_scores import ExpectedScores
 from benchmarks.release_stage import Publication, Stage, open_stage, publish
 from benchmarks.rotated_towers import write_rotated
 from benchmarks.servers import report
+from keek_server.towers.control import control_headers
 
 _WARM_UP_S = 2.0
 _LISTED_S = 10.0
@@ -175,7 +176,9 @@ class _Trial:
         settings = self._stage.settings
         found = {str(path) for path in settings.model_repository.glob("*/*") if path.name != "config.pbtxt"}
         async with InferenceServerClient(settings.triton_url) as client:
-            index = await client.get_model_repository_index(client_timeout=_LISTED_S)
+            index = await client.get_model_repository_index(
+                headers=control_headers(settings.triton_control_token), client_timeout=_LISTED_S
+            )
         return found | {f"{each.name} {each.version}" for each in index.models if each.state == "READY"}
 
 
