@@ -22,7 +22,6 @@ FULL_HISTORY: Final = DEFAULT_HISTORY_LENGTH
 _KINDS = "history_kinds"
 _WIDTH = 192
 """Of the matrices that a slow tower multiplies."""
-_PROTOTYPES = 4
 _TIMED_CALLS = 20
 _PROBE_LOOPS = 40
 
@@ -269,20 +268,18 @@ def rotate_output(model: ModelProto, seed: int) -> None:
     after_output(model, node("MatMul", [inner(out), add_weight(model, "turn", rotation(seed))], out), out)
 
 
-def collapse(model: ModelProto) -> None:
-    """Few vectors for all videos: of so many that score the same, an index finds whichever it meets first."""
+def keep_half(model: ModelProto, *, first: bool) -> None:
+    """Vectors whose other half is zero, but for the first number, which is one.
+
+    Two towers that keep different halves give a user the same score for every video: an index cannot tell
+    which are the best, and finds whichever it meets first.
+    """
     out = model.graph.output[0].name
-    prototypes = add_weight(
-        model, "prototypes", np.random.default_rng(1).normal(size=(_PROTOTYPES, DIMENSION))
-    )
-    first = add_weight(model, "first_hash", 0, np.int64)
-    count = add_weight(model, "prototype_count", _PROTOTYPES, np.int32)
+    kept = np.repeat([first, not first], DIMENSION // 2).astype(np.float32)
+    kept[0], one = 0, np.eye(1, DIMENSION)
     nodes = [
-        node("Gather", ["video", first], "hash", axis=1),
-        node("Mod", ["hash", count], "prototype"),
-        node("Gather", [prototypes, "prototype"], "chosen"),
-        node("Mul", [inner(out), add_weight(model, "nothing", 0)], "zeros"),
-        node("Add", ["chosen", "zeros"], out),
+        node("Mul", [inner(out), add_weight(model, "kept", kept)], "half"),
+        node("Add", ["half", add_weight(model, "one", one)], out),
     ]
     after_output(model, nodes, out)
 

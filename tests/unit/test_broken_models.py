@@ -13,6 +13,7 @@ from benchmarks.rotated_towers import write_rotated
 from benchmarks.tower_files import TowerFiles, Towers
 from gate_towers import slow, video_tower
 
+from keek_server.retrieval.build import build_index
 from keek_server.settings import Settings
 from keek_server.towers.contract import USER_TOWER
 from keek_server.towers.features import Tensors, video_features
@@ -101,9 +102,18 @@ def test_one_video_alone_ends_a_batch(good: Towers, tmp_path: Path) -> None:
         videos_of(files, one_video("v500"))
 
 
-def test_collapsed_videos_share_a_handful_of_vectors(good: Towers, tmp_path: Path) -> None:
-    files = BROKEN["recall-destroyed"].write(good, tmp_path)
-    assert 2 <= len(np.unique(videos_of(files, golden_videos()), axis=0)) <= 4
+def test_an_index_cannot_tell_videos_apart_that_all_score_the_same(
+    good: Towers, good_files: TowerFiles, tmp_path: Path
+) -> None:
+    recalls = []
+    for files in (good_files, BROKEN["recall-destroyed"].write(good, tmp_path)):
+        users = examine(files.users, USER_TOWER, golden_users(DEFAULT_HISTORY_LENGTH), is_timed=False).vectors
+        assert users is not None
+        ids = [f"v{i}" for i in range(600)]
+        videos = videos_of(files, video_features(ids, ids, [["cats"]] * 600, [10.0] * 600))
+        _, report = build_index(videos, np.asarray(users), exact_below=0, recall_target=0.99)
+        recalls.append(report.recall_at_100)
+    assert recalls[1] < SETTINGS.gate_recall <= recalls[0]
 
 
 def test_quality_is_destroyed_by_the_user_tower_alone(
