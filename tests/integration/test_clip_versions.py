@@ -17,6 +17,7 @@ from keek_server.towers.contract import CLIP_IMAGE, CLIP_TEXT, USER_TOWER, VIDEO
 from keek_training.publishing.clip import ClipSource
 from keek_training.publishing.kept import KeptRelease, ReleaseModels
 from keek_training.publishing.models import publish_models
+from keek_training.publishing.repository import load_models, prune_versions
 from keek_training.runs import Run
 
 RECORD = ClipRecord(
@@ -127,6 +128,9 @@ async def test_a_clip_is_published_once_and_stays_as_long_as_a_release_uses_it(
 
     fourth = await publish_models(run, changed, 4, [kept(third, "r3")], settings)
     assert fourth.clip == third.clip
+    # As after each release: what none uses goes, and the next load has Triton drop it.
+    prune_versions(settings.model_repository, [third.by_name, fourth.by_name], 4)
+    await load_models(settings, fourth.by_name)
     assert not await towers.has(CLIP_IMAGE, 1)
     assert await towers.has(CLIP_TEXT, 1)
     assert not (settings.model_repository / CLIP_IMAGE.model / "1").exists()

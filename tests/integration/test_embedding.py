@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -14,12 +15,14 @@ from keek_server.embedded import EmbeddedStack
 from keek_server.errors import UnavailableError
 from keek_server.retrieval.index import Vectors
 from keek_server.settings import Settings
-from keek_server.towers.client import open_towers
+from keek_server.storage.database import open_database
+from keek_server.towers.client import TowerClient, open_towers
 from keek_server.towers.contract import CLIP_DIMENSION, USER_TOWER, VIDEO_TOWER
 from keek_server.towers.features import video_features
 from keek_server.towers.lanes import open_lanes
 from keek_server.towers.shared_memory import SharedMemory
 from keek_training.publishing.catalogue import Catalogue
+from keek_training.publishing.checkpoint import Checkpoint
 from keek_training.publishing.embedding import embed
 
 
@@ -149,3 +152,41 @@ def test_more_shared_memory_than_there_is_is_refused_when_it_is_asked_for() -> N
     with pytest.raises(OSError, match=r"\[Errno"):
         SharedMemory(1 << 50)
     assert segments() == before
+
+
+async def test_an_embedding_that_was_cut_off_goes_on_and_gives_the_same(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos = catalogue(5 * 4096 + 1027)
+    asked: list[int] = []
+    infer = TowerClient.infer
+
+    async def counted(towers: TowerClient, *arguments: Any, **named: Any) -> Any:
+        if len(asked) == limit:
+            raise UnavailableError("Triton went away")
+        asked.append(arguments[2][0].shape()[0])
+        return await infer(towers, *arguments, **named)
+
+    monkeypatch.setattr(TowerClient, "infer", counted)
+    async with open_database(settings) as database, open_towers(settings) as towers:
+        path = tmp_path / "vectors"
+        limit = 3
+        with pytest.raises(UnavailableError, match="went away"):
+            await embed(towers, 1, videos, await Checkpoint.open(path, "towers", 0, database))
+        kept = await Checkpoint.open(path, "towers", 0, database)
+        found = np.empty((len(videos), 64), np.float32)
+        have = int(kept.restore(videos, found).sum())
+        assert have % 4096 == 0
+        assert 0 < have <= 3 * 4096
+        asked.clear()
+        limit = 1000
+        vectors = await embed(towers, 1, videos, kept)
+        assert sum(asked) == len(videos) - have
+        np.testing.assert_array_equal(vectors, alone(settings, videos))
+        asked.clear()
+        # Rows that do not follow each other.
+        videos.video_ids[5] += "changed"
+        videos.video_ids[4999] += "changed"
+        again = await embed(towers, 1, videos, await Checkpoint.open(path, "towers", 0, database))
+        assert sum(asked) == 2
+        np.testing.assert_array_equal(again, alone(settings, videos))

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import logging
 import shutil
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -11,9 +12,12 @@ import pytest
 import sqlalchemy as sa
 from gate_towers import user_tower, video_tower
 from onnx import ModelProto, helper, numpy_helper, save
+from publisher import measure, preflight, report
 
+from keek_server.clock import now_us
 from keek_server.embedded import EmbeddedStack
 from keek_server.errors import FailedPreconditionError, SetupError, UnavailableError
+from keek_server.releases.fleet import Fleet, ServerStatus
 from keek_server.releases.manifest import Manifest
 from keek_server.releases.plan import ReleaseState
 from keek_server.releases.registry import ReleaseRegistry
@@ -22,12 +26,13 @@ from keek_server.settings import Settings
 from keek_server.storage.database import open_database
 from keek_server.storage.tables import releases
 from keek_server.towers.client import open_towers
-from keek_server.towers.contract import DIMENSION, USER_TOWER
+from keek_server.towers.contract import DIMENSION, TOWERS, USER_TOWER
 from keek_training.datasets.registry import open_dataset
 from keek_training.datasets.store import import_dataset
 from keek_training.gates.verdict import RefusedError
-from keek_training.publishing import publish as publishing
+from keek_training.publishing import building, embedding, examination
 from keek_training.publishing.embedding import embed
+from keek_training.publishing.journal import Journal
 from keek_training.publishing.kept import KeptRelease
 from keek_training.publishing.lock import LOCK_FILE, publishing_alone
 from keek_training.publishing.publish import Wishes, publish
@@ -84,6 +89,14 @@ def run(tmp_path: Path) -> TowerSource:
     return exported(tmp_path / "monday", video_tower())
 
 
+@pytest.fixture
+def light_gates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what says nothing about gates, which take seconds."""
+    monkeypatch.setattr(examination, "preflight", preflight)
+    monkeypatch.setattr(examination, "measure", measure)
+    monkeypatch.setattr(examination.Examination, "_report", report)
+
+
 async def active(settings: Settings) -> str | None:
     async with open_database(settings) as database:
         return await ReleaseRegistry(database).active()
@@ -115,6 +128,7 @@ async def test_of_two_publishers_at_once_one_is_refused_and_the_others_release_i
     assert Release.open(settings.release_dir / release.release_id).manifest == release
 
 
+@pytest.mark.usefixtures("light_gates")
 async def test_what_another_publisher_is_writing_is_left_alone(settings: Settings, run: TowerSource) -> None:
     settings.release_dir.mkdir(parents=True, exist_ok=True)
     unfinished = [settings.model_repository / "user_tower" / "90.tmp", settings.release_dir / "r90.tmp"]
@@ -143,24 +157,26 @@ async def test_publishers_that_share_one_of_both_folders_exclude_each_other(
         await publish(run, settings)
 
 
+@pytest.mark.usefixtures("light_gates")
 async def test_a_release_whose_model_has_gone_is_not_registered(
     settings: Settings, run: TowerSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = await active(settings)
     names = folders(settings)
 
-    async def embed_and_lose(towers: object, version: int, catalogue: object) -> object:
-        vectors = await embed(towers, version, catalogue)  # type: ignore[arg-type]
+    async def embed_and_lose(towers: object, version: int, *others: object) -> object:
+        vectors = await embed(towers, version, *others)  # type: ignore[arg-type]
         shutil.rmtree(settings.model_repository / "video_tower" / str(version))
         return vectors
 
-    monkeypatch.setattr(publishing, "embed", embed_and_lose)
+    monkeypatch.setattr(building, "embed", embed_and_lose)
     with pytest.raises(SetupError, match=r"video_tower.*model\.onnx has gone"):
         await publish(run, settings)
     assert await active(settings) == before
     assert {name for name in folders(settings) if not name.endswith(".tmp")} == names
 
 
+@pytest.mark.usefixtures("light_gates")
 async def test_folders_of_releases_that_are_not_kept_are_removed_and_their_rows_stay(
     settings: Settings, run: TowerSource
 ) -> None:
@@ -278,18 +294,115 @@ async def test_a_release_can_wait_to_be_tried(settings: Settings, run: TowerSour
     assert Release.open(settings.release_dir / ready).id == ready
 
 
-async def test_what_serves_is_withdrawn_by_nobody_when_triton_refuses_the_new(
+@pytest.mark.usefixtures("light_gates")
+async def test_when_triton_goes_away_the_new_is_withdrawn_and_the_next_publish_goes_on(
     settings: Settings, run: TowerSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live = await publish(run, settings)
+    names, before = folders(settings), versions(settings)
 
-    async def not_embedded(*_: object) -> object:
+    async def not_built(*_: object, **__: object) -> object:
         raise UnavailableError("Triton went away")
 
-    monkeypatch.setattr(publishing, "embed", not_embedded)
-    before = versions(settings)
-    with pytest.raises(UnavailableError, match="went away"):
-        await publish(run, settings)
-    assert versions(settings) == before
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "embed_users", not_built)
+        with pytest.raises(UnavailableError, match="went away"):
+            await publish(run, settings)
+    assert (folders(settings), versions(settings)) == (names, before)
+    journal = Journal.load(settings.release_dir)
+    assert journal is not None
     async with open_towers(settings) as towers:
         assert await towers.has(USER_TOWER, live.user_tower.version)
+        assert not await towers.has(USER_TOWER, journal.version)
+
+    async def not_called(*_: object) -> object:
+        raise AssertionError("the corpus is embedded already")
+
+    monkeypatch.setattr(embedding._Work, "_load", not_called)
+    done = await publish(run, settings)
+    assert (done.release_id, done.user_tower.version) == (journal.release_id, journal.version)
+    assert Journal.load(settings.release_dir) is None
+    assert await active(settings) == done.release_id
+
+
+@pytest.mark.usefixtures("light_gates")
+async def test_a_number_is_not_used_again_when_what_had_it_has_gone(
+    settings: Settings, run: TowerSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton may know another file under it."""
+    before = (await publish(run, settings)).user_tower.version
+
+    async def not_built(*_: object, **__: object) -> object:
+        raise SetupError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(building, "embed_users", not_built)
+        with pytest.raises(SetupError, match=r"^no$"):
+            await publish(run, settings)
+    assert Journal.load(settings.release_dir) is None
+    assert (await publish(run, settings)).user_tower.version == before + 2
+
+
+async def test_a_model_that_triton_cannot_load_is_taken_out_again_and_the_live_ones_answer(
+    settings: Settings, run: TowerSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = await publish(run, settings)
+    before = versions(settings)
+    broken = dataclasses.replace(run, video_tower=run.video_tower.with_name("broken.onnx"))
+    broken.video_tower.write_bytes(b"no model at all")
+    # As a model that passes the gates and still does not load.
+    with monkeypatch.context() as patch:
+        patch.setattr(examination, "preflight", lambda *_: [])
+        with pytest.raises(SetupError, match="Triton does not load video_tower"):
+            await publish(broken, settings)
+    assert versions(settings) == before
+    assert await active(settings) == live.release_id
+    async with open_towers(settings) as towers:
+        for tower in TOWERS:
+            assert await towers.has(tower, live.user_tower.version)
+            assert not await towers.has(tower, live.user_tower.version + 1)
+    with pytest.raises(RefusedError, match="gate format"):
+        await publish(broken, settings)
+
+
+@pytest.mark.usefixtures("light_gates")
+async def test_who_is_told_to_wait_publishes_when_the_other_one_is_done(
+    settings: Settings, run: TowerSource
+) -> None:
+    with pytest.raises(SetupError, match="run tuesday"), publishing_alone(settings, "tuesday"):
+        await publish(run, settings, Wishes(wait_s=0.3))
+    with publishing_alone(settings, "tuesday"):
+        waiting = asyncio.create_task(publish(run, settings, Wishes(wait_s=60.0)))
+        await asyncio.sleep(0.5)
+        assert not waiting.done()
+    done = await waiting
+    assert await active(settings) == done.release_id
+
+
+@pytest.mark.usefixtures("light_gates")
+async def test_what_a_server_has_open_stays_and_a_server_that_does_not_follow_is_named(
+    settings: Settings, run: TowerSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "keek_training")
+    few = settings.model_copy(update={"releases_kept": 2, "publish_converge_s": 0.1, "server_stale_s": 60.0})
+    held = await publish(run, few)
+    now = now_us()
+    async with open_database(settings) as database, open_towers(settings) as towers:
+        fleet, registry = Fleet(database, stale_s=60.0), ReleaseRegistry(database)
+        status = ServerStatus("s1", "host:1", now, now, 0, held_release_ids=[held.release_id], problem="busy")
+        await fleet.beat(status)
+        for _ in range(3):
+            await publish(run, few)
+        assert "not served yet by host:1 (busy)" in caplog.text
+        assert (await registry.get(held.release_id)).state is ReleaseState.READY
+        assert Release.open(settings.release_dir / held.release_id).id == held.release_id
+        assert await towers.has(USER_TOWER, held.user_tower.version)
+
+        await fleet.beat(dataclasses.replace(status, held_release_ids=[], plan_seq=10**9, problem=""))
+        caplog.clear()
+        await publish(run, few)
+        assert "all 1 servers run it" in caplog.text
+        assert (await registry.get(held.release_id)).state is ReleaseState.REMOVED
+        assert held.release_id not in folders(settings)
+        assert not await towers.has(USER_TOWER, held.user_tower.version)
+        await fleet.leave("s1")

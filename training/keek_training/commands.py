@@ -59,6 +59,13 @@ def add_arguments(subparsers: Subparsers) -> None:
         "--force", metavar="REASON", default="", help="publish although a gate refuses it; the reason is kept"
     )
     publish.add_argument(
+        "--wait-s",
+        type=float,
+        metavar="SECONDS",
+        default=0.0,
+        help="how long to wait for somebody else who publishes (default: not at all)",
+    )
+    publish.add_argument(
         "--clip",
         help="name of the exported CLIP, or none (default: latest if exported, else the live release's)",
     )
@@ -147,7 +154,12 @@ def run_publish(arguments: argparse.Namespace, settings: Settings) -> int:
     """Publishes a run, through the stack that runs in the data directory or one of its own."""
     from keek_training.publishing.publish import Wishes
 
-    wishes = Wishes(arguments.clip, arguments.force.strip(), activate=not arguments.no_activate)
+    wishes = Wishes(
+        arguments.clip,
+        arguments.force.strip(),
+        activate=not arguments.no_activate,
+        wait_s=arguments.wait_s,
+    )
     release = asyncio.run(_publish(_source(arguments, settings), settings, wishes))
     recall = f"recall@100 of its index {release.index.recall_at_100:.4f}"
     if wishes.activate:

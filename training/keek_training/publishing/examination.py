@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from keek_server.errors import SetupError
-from keek_server.files import sha256_of
 from keek_server.releases.manifest import GateResult
 from keek_server.releases.release import Release
 from keek_server.settings import Settings
@@ -17,7 +17,6 @@ from keek_training.gates.evidence import Evidence
 from keek_training.gates.measure import measure
 from keek_training.gates.measured import Measured
 from keek_training.gates.preflight import LiveTowers, preflight
-from keek_training.gates.report import write_report
 from keek_training.gates.verdict import refuse_unless_passed
 from keek_training.publishing.kept import KeptRelease, ReleaseModels
 from keek_training.publishing.repository import MODEL_FILE
@@ -35,10 +34,11 @@ class Examination:
     """What it is, or would be, called."""
     live: KeptRelease | None
     settings: Settings
+    sha256: Mapping[str, str]
+    """Of the files that the gates see, by the model's name: nothing else may be copied afterwards."""
     forced_reason: str = ""
     results: list[GateResult] = field(default_factory=list)
     """Of all gates so far."""
-    _sha256: dict[str, str] = field(default_factory=dict)
 
     async def before_loading(self) -> None:
         """What the files show by themselves: nothing of them has reached the model repository yet.
@@ -46,11 +46,6 @@ class Examination:
         Raises:
             RefusedError: When a gate refuses them; a report is written then.
         """
-        # What is tried must be what is copied afterwards.
-        for tower in TOWERS:
-            path = self.source.path(tower)
-            if path.is_file():
-                self._sha256[tower.model] = await asyncio.to_thread(sha256_of, path)
         self.results += await asyncio.to_thread(preflight, self.source, self._live_towers(), self.settings)
         await self._judge(None)
 
@@ -60,7 +55,7 @@ class Examination:
             SetupError: When a file is not the one that the gates saw.
         """
         for tower in TOWERS:
-            if models.by_name[tower.model].sha256 != self._sha256.get(tower.model):
+            if models.by_name[tower.model].sha256 != self.sha256.get(tower.model):
                 raise SetupError(
                     f"{self.source.path(tower)} was changed while it was published: publish again"
                 )
@@ -84,6 +79,9 @@ class Examination:
         refuse_unless_passed(self.results, self.forced_reason)
 
     def _report(self, evidence: Evidence | None) -> Path:
+        # What plots takes a second to import, and much can end before.
+        from keek_training.gates.report import write_report
+
         folder = self.settings.data_dir / "reports" / self.release_id
         folder.mkdir(parents=True, exist_ok=True)
         live_id = self.live.release_id if self.live else None

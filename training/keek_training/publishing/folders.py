@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from keek_server.errors import NotFoundError
-from keek_server.files import sync
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.storage.database import Database
 from keek_training.publishing.repository import publish_folder
@@ -16,7 +14,6 @@ from keek_training.publishing.repository import publish_folder
 logger = logging.getLogger(__name__)
 
 _ASIDE = ".tmp"
-_JOURNAL = "publishing.txt"
 
 
 @contextmanager
@@ -25,39 +22,18 @@ def written_folder(release_dir: Path, release_id: str) -> Iterator[Path]:
 
     What an earlier publisher left is removed; no other one may be under way.
     """
-    for left_over in release_dir.glob(f"*{_ASIDE}"):
-        shutil.rmtree(left_over)
+    remove_aside(release_dir)
     folder = release_dir / f"{release_id}{_ASIDE}"
     folder.mkdir()
     yield folder
     publish_folder(folder, release_dir / release_id)
 
 
-@contextmanager
-def unregistered_folder(release_dir: Path, release_id: str) -> Iterator[None]:
-    """Writes down first which release is about to get a folder, for `remove_unregistered`."""
-    journal = release_dir / _JOURNAL
-    aside = journal.with_name(_JOURNAL + _ASIDE)
-    aside.write_text(release_id, "utf-8")
-    sync(aside)
-    aside.replace(journal)
-    sync(release_dir)
-    yield
-
-
-async def remove_unregistered(registry: ReleaseRegistry, release_dir: Path) -> None:
-    """Removes the folder of a release whose publisher ended before it was registered."""
-    try:
-        release_id = (release_dir / _JOURNAL).read_text("utf-8")
-    except FileNotFoundError:
-        return
-    try:
-        await registry.get(release_id)
-    except NotFoundError:
-        folder = release_dir / release_id
-        if release_id and folder.parent == release_dir and folder.is_dir():
-            await asyncio.to_thread(remove_folders, [folder])
-    (release_dir / _JOURNAL).unlink()
+def remove_aside(folder: Path) -> None:
+    """Removes what somebody who ended before it was complete left in a folder of folders."""
+    for left_over in folder.glob(f"*{_ASIDE}"):
+        if left_over.is_dir():
+            shutil.rmtree(left_over)
 
 
 async def outdated_folders(database: Database, release_dir: Path) -> list[Path]:

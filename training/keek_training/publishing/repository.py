@@ -3,20 +3,22 @@
 import asyncio
 import shutil
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
 from tritonclient.grpc import aio as triton
 from tritonclient.utils import InferenceServerException
 
-from keek_server.errors import SetupError
-from keek_server.files import sha256_of, sync
+from keek_server.errors import KeekError, SetupError, UnavailableError
+from keek_server.files import sha256_of, sync, written_aside
 from keek_server.releases.manifest import TowerVersion
 from keek_server.settings import Settings
 from keek_server.towers.contract import CLIP_ENCODERS, TOWERS, TowerContract
 from keek_server.towers.control import control_headers
 
 MODEL_FILE = "model.onnx"
+_RESERVED = "last_version"
 
 _LOAD_DEADLINE_S = 120.0
 
@@ -27,29 +29,68 @@ def next_version(repository: Path, last: int = 0) -> int:
     Args:
         repository: The model repository.
         last: The highest that any release had: Triton must never get another file under a known number.
+
+    Raises:
+        SetupError: When what was written down of earlier numbers is damaged.
     """
     numbers = [int(path.name) for path in repository.glob("*/*") if path.name.isdecimal()]
-    return max([last, *numbers]) + 1
+    return max([last, _reserved(repository), *numbers]) + 1
+
+
+def reserve_version(repository: Path, version: int) -> None:
+    """Writes down that a number is taken: it stays so when the models that had it have gone."""
+    if version <= _reserved(repository):
+        return
+    path = repository / _RESERVED
+    with written_aside(path, path.with_name(f"{_RESERVED}.tmp")) as file:
+        file.write(f"{version}\n".encode())
+
+
+def _reserved(repository: Path) -> int:
+    path = repository / _RESERVED
+    try:
+        return int(path.read_text("utf-8"))
+    except FileNotFoundError:
+        return 0
+    except ValueError as error:
+        raise SetupError(f"{path} should hold the last version number: {error}") from error
 
 
 def write_version(repository: Path, tower: TowerContract, version: int, model: Path) -> TowerVersion:
     """Puts `model` into the repository as one version of `tower`.
 
-    The folder appears under its number only when it is complete and on the disk. No other publisher
-    may be under way: what it has not renamed yet would be removed.
+    The folder appears under its number only when it is complete and on the disk; one that is there stays,
+    if it holds the same file. No other publisher may be under way: what it has not renamed yet would be
+    removed.
+
+    Raises:
+        SetupError: When the repository is none, or the version is there with another file.
     """
     folder = repository / tower.model
     if not (folder / "config.pbtxt").is_file():
         raise SetupError(f"{folder} holds no config.pbtxt: is {repository} the model repository?")
     for left_over in folder.glob("*.tmp"):
         shutil.rmtree(left_over)
+    final = folder / str(version)
+    if final.exists():
+        return _same_version(final / MODEL_FILE, version, model)
     aside = folder / f"{version}.tmp"
     aside.mkdir()
     copy = aside / MODEL_FILE
     shutil.copyfile(model, copy)
-    entry = TowerVersion(version=version, sha256=sha256_of(copy), size_bytes=copy.stat().st_size)
-    publish_folder(aside, folder / str(version))
+    entry = _entry(copy, version)
+    publish_folder(aside, final)
     return entry
+
+
+def _same_version(copy: Path, version: int, model: Path) -> TowerVersion:
+    if not copy.is_file() or sha256_of(copy) != sha256_of(model):
+        raise SetupError(f"{copy.parent} is there already, and is not {model}: publish again")
+    return _entry(copy, version)
+
+
+def _entry(copy: Path, version: int) -> TowerVersion:
+    return TowerVersion(version=version, sha256=sha256_of(copy), size_bytes=copy.stat().st_size)
 
 
 def publish_folder(aside: Path, final: Path) -> None:
@@ -106,11 +147,13 @@ async def load_version(settings: Settings, version: int, models: Collection[str]
         SetupError: When Triton refuses: no access to its control API, or a model that it cannot
             load. The version is taken out of the repository again: at its next start, Triton
             would serve no version at all of a model that has a broken one.
+        UnavailableError: When Triton is gone, also if the model is why; the version is taken out, too.
     """
     try:
         await load_models(settings, models)
-    except SetupError:
-        _remove_version(settings.model_repository, version, models)
+    except KeekError:
+        with suppress(KeekError):
+            await withdraw_version(settings, version, models)
         raise
 
 
@@ -118,16 +161,26 @@ async def withdraw_version(settings: Settings, version: int, models: Collection[
     """Takes a version of some models out of the repository and out of Triton; the others go on.
 
     Raises:
-        SetupError: When Triton cannot be reached; then it has the version until its next load.
+        KeekError: When Triton cannot be reached; then it has the version until its next load.
     """
     models = [model for model in models if (settings.model_repository / model / str(version)).is_dir()]
     await asyncio.to_thread(_remove_version, settings.model_repository, version, models)
-    await load_models(settings, models)
+    errors = []
+    for model in models:
+        try:
+            await load_models(settings, [model])
+        except KeekError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def _remove_version(repository: Path, version: int, models: Iterable[str]) -> None:
     for model in models:
-        shutil.rmtree(repository / model / str(version), ignore_errors=True)
+        folder = repository / model / str(version)
+        with suppress(OSError):
+            # Triton may read the repository at any time: it finds the whole version, or none.
+            shutil.rmtree(folder.rename(folder.with_name(f"{version}.tmp")))
 
 
 def _has_versions(settings: Settings, model: str) -> bool:
@@ -138,7 +191,8 @@ async def load_models(settings: Settings, models: Collection[str]) -> None:
     """Has Triton run exactly the versions of some models that are in the repository.
 
     Raises:
-        SetupError: When it refuses, or cannot be reached.
+        SetupError: When it refuses.
+        UnavailableError: When it cannot be reached, or is late.
     """
     headers = control_headers(settings.triton_control_token)
     async with triton.InferenceServerClient(settings.triton_url) as client:
@@ -148,4 +202,10 @@ async def load_models(settings: Settings, models: Collection[str]) -> None:
                 change = client.load_model if _has_versions(settings, model) else client.unload_model
                 await change(model, headers=headers, client_timeout=_LOAD_DEADLINE_S)
             except (InferenceServerException, grpc.RpcError) as error:
-                raise SetupError(f"Triton does not load {model}: {error}") from error
+                kind = UnavailableError if _is_gone(error) else SetupError
+                raise kind(f"Triton does not load {model}: {error}") from error
+
+
+def _is_gone(error: InferenceServerException | grpc.RpcError) -> bool:
+    status = error.status() if isinstance(error, InferenceServerException) else None
+    return status in ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
