@@ -16,7 +16,7 @@ from keek_server.errors import UnavailableError
 from keek_server.retrieval.index import Vectors
 from keek_server.settings import Settings
 from keek_server.storage.database import open_database
-from keek_server.towers.client import TowerClient, open_towers
+from keek_server.towers.client import open_towers
 from keek_server.towers.contract import CLIP_DIMENSION, USER_TOWER, VIDEO_TOWER
 from keek_server.towers.features import video_features
 from keek_server.towers.lanes import open_lanes
@@ -159,16 +159,17 @@ async def test_an_embedding_that_was_cut_off_goes_on_and_gives_the_same(
 ) -> None:
     videos = catalogue(5 * 4096 + 1027)
     asked: list[int] = []
-    infer = TowerClient.infer
-
-    async def counted(towers: TowerClient, *arguments: Any, **named: Any) -> Any:
-        if len(asked) == limit:
-            raise UnavailableError("Triton went away")
-        asked.append(arguments[2][0].shape()[0])
-        return await infer(towers, *arguments, **named)
-
-    monkeypatch.setattr(TowerClient, "infer", counted)
     async with open_database(settings) as database, open_towers(settings) as towers:
+        infer = towers.infer
+
+        async def counted(*arguments: Any, **named: Any) -> Any:
+            if len(asked) == limit:
+                raise UnavailableError("Triton went away")
+            asked.append(arguments[2][0].shape()[0])
+            return await infer(*arguments, **named)
+
+        # Of this connection alone: other tests' servers run in this process.
+        monkeypatch.setattr(towers, "infer", counted)
         path = tmp_path / "vectors"
         limit = 3
         with pytest.raises(UnavailableError, match="went away"):
