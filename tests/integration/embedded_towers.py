@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from gate_towers import model_of
 from onnx import ModelProto, TensorProto, helper, save
 from tritonclient.grpc import InferInput, InferRequestedOutput
 from tritonclient.grpc.aio import InferenceServerClient
@@ -18,36 +19,12 @@ Tensors = dict[str, Array]
 USER_TABLE = np.arange(8, dtype=np.float32)
 """The small user tower looks the two hashes up here; a hash of 8 or more is an error."""
 
-ONNX_TYPES = {np.int32: TensorProto.INT32, np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16}
-
-
-def _model(contract: TowerContract, nodes: list[Any], constants: list[Any]) -> ModelProto:
-    inputs = [
-        helper.make_tensor_value_info(
-            spec.name,
-            ONNX_TYPES[spec.dtype],
-            ["batch", *(dim if dim > 0 else f"{spec.name}_length" for dim in spec.shape)],
-        )
-        for spec in contract.inputs
-    ]
-    output = helper.make_tensor_value_info(contract.output.name, TensorProto.FLOAT, ["batch", DIMENSION])
-    graph = helper.make_graph(nodes, contract.model, inputs, [output], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-
 
 def _row_sum(name: str) -> list[Any]:
     """[batch, n] of any type to `NAME_sum`, float32 [batch, 1]."""
     return [
         helper.make_node("Cast", [name], [f"{name}_float"], to=TensorProto.FLOAT),
         helper.make_node("ReduceSum", [f"{name}_float", "one"], [f"{name}_sum"], keepdims=1),
-    ]
-
-
-def _constants(**arrays: Array) -> list[Any]:
-    types = {np.dtype(np.int64): TensorProto.INT64, np.dtype(np.float32): TensorProto.FLOAT}
-    return [
-        helper.make_tensor(name, types[array.dtype], array.shape, array.ravel())
-        for name, array in arrays.items()
     ]
 
 
@@ -66,8 +43,9 @@ def user_tower(contract: TowerContract, scale: float) -> ModelProto:
             ["user_vector"],
         ),
     ]
-    constants = _constants(table=USER_TABLE, scale=np.float32([scale]), one=np.int64([1]))
-    return _model(contract, nodes, constants)
+    return model_of(
+        contract, nodes, {"table": USER_TABLE, "scale": np.float32([scale]), "one": np.int64([1])}
+    )
 
 
 def video_tower(contract: TowerContract) -> ModelProto:
@@ -79,8 +57,9 @@ def video_tower(contract: TowerContract) -> ModelProto:
         *(node for part in parts for node in _row_sum(part)),
         helper.make_node("Sum", ["clip_float", *(f"{part}_sum" for part in parts)], ["video_vector"]),
     ]
-    constants = _constants(start=np.int64([0]), end=np.int64([DIMENSION]), one=np.int64([1]))
-    return _model(contract, nodes, constants)
+    return model_of(
+        contract, nodes, {"start": np.int64([0]), "end": np.int64([DIMENSION]), "one": np.int64([1])}
+    )
 
 
 def publish(model: ModelProto, repository: Path, name: str, version: int) -> None:

@@ -4,14 +4,13 @@ import asyncio
 import uuid
 
 import pytest
+from manifests import bare_manifest
 
 from keek_server.clock import now_us
 from keek_server.errors import FailedPreconditionError, NotFoundError
 from keek_server.releases.fleet import Figures, Fleet, ServerStatus
-from keek_server.releases.manifest import Manifest, TowerVersion
 from keek_server.releases.plan import ReleaseState, Trial, TrialKind
 from keek_server.releases.registry import ReleaseRegistry
-from keek_server.retrieval.index import IndexReport
 from keek_server.storage.database import Database
 
 
@@ -21,23 +20,8 @@ async def registry(database: Database) -> ReleaseRegistry:
     registry = ReleaseRegistry(database)
     for number, name in enumerate("abcdr"):
         state = ReleaseState.REFUSED if name == "r" else ReleaseState.READY
-        await registry.register(manifest(name, number), state)
+        await registry.register(bare_manifest(name, number), state)
     return registry
-
-
-def manifest(release_id: str, number: int) -> Manifest:
-    tower = TowerVersion(version=number + 1, sha256="", size_bytes=1)
-    return Manifest(
-        release_id=release_id,
-        create_time_us=1_000_000 + number,
-        user_tower=tower,
-        video_tower=tower,
-        dimension=64,
-        history_length=5,
-        index=IndexReport("exact", 1, 0, 0, 1.0, 1, 0.0),
-        files_sha256={},
-        metrics={},
-    )
 
 
 async def test_a_rollback_goes_to_what_was_before_and_never_to_what_it_left(

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any, cast
 
 import pytest
+from manifests import bare_manifest
 
 from keek_server.feed.types import (
     Candidate,
@@ -21,12 +22,10 @@ from keek_server.interactions.projection import HistoryEntry, UserState
 from keek_server.releases.figures import ReleaseFigures
 from keek_server.releases.fleet import Figures
 from keek_server.releases.live import LiveRelease, Served
-from keek_server.releases.manifest import Manifest, TowerVersion
 from keek_server.releases.opening import ServingRelease
 from keek_server.releases.plan import Trial, TrialKind
-from keek_server.releases.release import Corpus, Release
+from keek_server.releases.release import Release
 from keek_server.releases.shadow import Shadow
-from keek_server.retrieval.index import FaissIndex, IndexReport
 
 PERSONALISED = FeedSource.PERSONALISED
 NONE = cast("Any", None)
@@ -34,19 +33,7 @@ NONE = cast("Any", None)
 
 def serving(release_id: str) -> ServingRelease:
     """A release that nothing is asked of."""
-    tower = TowerVersion(version=1, sha256="", size_bytes=1)
-    manifest = Manifest(
-        release_id=release_id,
-        create_time_us=1,
-        user_tower=tower,
-        video_tower=tower,
-        dimension=64,
-        history_length=5,
-        index=IndexReport("exact", 1, 0, 0, 1.0, 1, 0.0),
-        files_sha256={},
-        metrics={},
-    )
-    release = Release(manifest, cast("Corpus", None), cast("FaissIndex", None), None, None)
+    release = Release(bare_manifest(release_id), NONE, NONE, None, None)
     return ServingRelease(
         release,
         users=NONE,

@@ -2,22 +2,13 @@
 
 import random
 from dataclasses import replace
-from typing import Protocol
 
 from keek_server import metrics
-from keek_server.feed.types import FeedPage, FeedQuery
-from keek_server.releases.diff import shared
+from keek_server.feed.types import FeedPage
+from keek_server.releases.diff import Feeds, shared
 from keek_server.releases.figures import ReleaseFigures, personalised_failed, personalised_ids
 from keek_server.releases.live import LiveRelease
-from keek_server.releases.opening import ServingRelease
 from keek_server.releases.plan import TrialKind
-
-
-class Feeds(Protocol):
-    """Makes feeds."""
-
-    async def run(self, query: FeedQuery, serving: ServingRelease | None = None) -> FeedPage:
-        """One page of a release, without side effects."""
 
 
 class Shadow:

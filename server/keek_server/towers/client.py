@@ -1,7 +1,7 @@
 """Asks Triton for vectors. Versions are pinned in every call and checked in every answer."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import grpc
 import numpy as np
@@ -72,7 +72,7 @@ class TowerClient:
         Raises:
             UnavailableError: Triton is gone, late, refuses, or another version answered.
         """
-        try:
+        with _translated(f"Triton, {tower.model} version {version}"):
             result = await self._client.infer(
                 tower.model,
                 inputs,
@@ -80,8 +80,6 @@ class TowerClient:
                 outputs=[output],
                 client_timeout=deadline_s,
             )
-        except (InferenceServerException, grpc.RpcError) as error:
-            raise UnavailableError(f"Triton, {tower.model} version {version}: {error}") from error
         answered = result.get_response().model_version
         if answered != str(version):
             raise UnavailableError(f"asked {tower.model} for version {version}, version {answered} answered")
@@ -93,12 +91,10 @@ class TowerClient:
         Raises:
             UnavailableError: Triton is gone, or has no such version.
         """
-        try:
+        with _translated(f"Triton, {tower.model} version {version}"):
             answer = await self._client.get_model_config(
                 tower.model, str(version), client_timeout=_CHECK_DEADLINE_S
             )
-        except (InferenceServerException, grpc.RpcError) as error:
-            raise UnavailableError(f"Triton, {tower.model} version {version}: {error}") from error
         return int(answer.config.max_batch_size)
 
     async def share_memory(self, name: str, size_bytes: int) -> None:
@@ -107,12 +103,10 @@ class TowerClient:
         Raises:
             UnavailableError: Triton has no such segment, or the control token is not the right one.
         """
-        try:
+        with _translated("Triton does not share memory"):
             await self._client.register_system_shared_memory(
                 name, f"/{name}", size_bytes, headers=self._control_headers, client_timeout=_CHECK_DEADLINE_S
             )
-        except (InferenceServerException, grpc.RpcError) as error:
-            raise UnavailableError(f"Triton does not share memory: {error}") from error
 
     async def unshare_memory(self, name: str) -> None:
         """Has Triton unmap a segment. A Triton that is gone has none."""
@@ -137,12 +131,10 @@ class TowerClient:
             SetupError: When names, dtypes or shapes differ; says what was expected.
             UnavailableError: Triton is gone, or has no such version.
         """
-        try:
+        with _translated(f"Triton, {tower.model} version {version}"):
             found = await self._client.get_model_metadata(
                 tower.model, str(version), client_timeout=_CHECK_DEADLINE_S
             )
-        except (InferenceServerException, grpc.RpcError) as error:
-            raise UnavailableError(f"Triton, {tower.model} version {version}: {error}") from error
         for what, specs, tensors in (
             ("inputs", tower.inputs, found.inputs),
             ("outputs", (tower.output,), found.outputs),
@@ -161,12 +153,10 @@ class TowerClient:
             UnavailableError: Triton is gone, or refuses.
             FailedPreconditionError: It does not have the version afterwards.
         """
-        try:
+        with _translated(f"Triton does not load {tower.model}"):
             await self._client.load_model(
                 tower.model, headers=self._control_headers, client_timeout=_LOAD_DEADLINE_S
             )
-        except (InferenceServerException, grpc.RpcError) as error:
-            raise UnavailableError(f"Triton does not load {tower.model}: {error}") from error
         if not await self.has(tower, version):
             raise FailedPreconditionError(
                 f"Triton has no version {version} of {tower.model} in its repository"
@@ -174,11 +164,18 @@ class TowerClient:
 
     async def server_version(self) -> str:
         """The version of the tritonserver."""
-        try:
+        with _translated("Triton does not answer"):
             metadata = await self._client.get_server_metadata(client_timeout=_CHECK_DEADLINE_S)
-        except (InferenceServerException, grpc.RpcError) as error:
-            raise UnavailableError(f"Triton does not answer: {error}") from error
         return str(metadata.version)
+
+
+@contextmanager
+def _translated(failed: str) -> Iterator[None]:
+    """What Triton, or the way to it, fails with inside becomes an UnavailableError that says what failed."""
+    try:
+        yield
+    except (InferenceServerException, grpc.RpcError) as error:
+        raise UnavailableError(f"{failed}: {error}") from error
 
 
 @asynccontextmanager

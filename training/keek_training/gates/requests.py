@@ -2,19 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
-from typing import Any, Final
+from typing import Final
 
 import sqlalchemy as sa
 
-from keek_server.interactions.kinds import KINDS
 from keek_server.interactions.log import InteractionLog
 from keek_server.interactions.projection import HistoryEntry
 from keek_server.retrieval.ids import hash_id
 from keek_server.storage.database import Database
 from keek_server.storage.tables import interactions
 from keek_training.config import TrainConfig
+from keek_training.histories import read_histories
 
 POSITIVE: Final = tuple(kind for kind, weight in TrainConfig().kind_weights.items() if weight > 0)
 """Kinds that training takes as targets."""
@@ -49,8 +47,8 @@ async def held_out_requests(database: Database, limit: int) -> list[Request]:
     user_ids = await _users(database, limit)
     requests: list[Request] = []
     for start in range(0, len(user_ids), _BATCH):
-        rows = await _rows(database, user_ids[start : start + _BATCH])
-        found = (request_of(user_id, entries) for user_id, entries in rows)
+        histories = await read_histories(database, user_ids[start : start + _BATCH], _ROWS_A_USER)
+        found = (request_of(user_id, entries) for user_id, entries in histories.items())
         requests += (request for request in found if request is not None)
     return requests
 
@@ -86,21 +84,3 @@ async def _users(database: Database, limit: int) -> list[str]:
     async with database.engine.connect() as connection:
         user_ids = list((await connection.execute(query)).scalars())
     return sorted(user_ids, key=hash_id)[:limit]
-
-
-async def _rows(database: Database, user_ids: list[str]) -> list[tuple[str, list[HistoryEntry]]]:
-    """What each of them did last, newest last."""
-    c = interactions.c
-    number = sa.func.row_number().over(partition_by=c.user_id, order_by=c.seq.desc()).label("number")
-    ranked = (
-        sa.select(c.user_id, c.video_id, c.kind, c.event_time_us, c.seq, number)
-        .where(c.user_id.in_(user_ids))
-        .subquery()
-    )
-    query = sa.select(ranked).where(ranked.c.number <= _ROWS_A_USER).order_by(ranked.c.user_id, ranked.c.seq)
-    async with database.engine.connect() as connection:
-        rows: list[Any] = list((await connection.execute(query)).all())
-    return [
-        (user_id, [HistoryEntry(row.video_id, KINDS[row.kind], row.event_time_us) for row in own])
-        for user_id, own in groupby(rows, itemgetter(0))
-    ]

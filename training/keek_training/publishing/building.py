@@ -14,6 +14,7 @@ from keek_server.storage.database import Database
 from keek_server.towers.client import TowerClient
 from keek_server.towers.contract import DIMENSION
 from keek_training.gates.measured import Measured
+from keek_training.gates.verdict import failures
 from keek_training.publishing.catalogue import Catalogue
 from keek_training.publishing.checkpoint import Checkpoint
 from keek_training.publishing.clip import ClipSource
@@ -59,7 +60,6 @@ class Built:
             examination: What the gates have measured.
             checksums: SHA-256 of its files, by name.
         """
-        failed = any(not result.passed for result in examination.results)
         return Manifest(
             release_id=examination.release_id,
             create_time_us=now_us(),
@@ -77,7 +77,7 @@ class Built:
             metrics=self.source.metrics,
             source=self.source.name,
             gates=tuple(examination.results),
-            forced_reason=examination.forced_reason if failed else "",
+            forced_reason=examination.forced_reason if failures(examination.results) else "",
         )
 
 

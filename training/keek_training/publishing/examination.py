@@ -17,7 +17,7 @@ from keek_training.gates.evidence import Evidence
 from keek_training.gates.measure import measure
 from keek_training.gates.measured import Measured
 from keek_training.gates.preflight import LiveTowers, preflight
-from keek_training.gates.verdict import refuse_unless_passed
+from keek_training.gates.verdict import failures, refuse_unless_passed
 from keek_training.publishing.kept import KeptRelease, ReleaseModels
 from keek_training.publishing.repository import MODEL_FILE
 from keek_training.publishing.source import TowerSource
@@ -72,8 +72,7 @@ class Examination:
         await self._judge(evidence, always=True)
 
     async def _judge(self, evidence: Evidence | None, *, always: bool = False) -> None:
-        refused = any(not result.passed for result in self.results)
-        if refused or always:
+        if always or failures(self.results):
             page = await asyncio.to_thread(self._report, evidence)
             logger.info("report of the gates: %s", page)
         refuse_unless_passed(self.results, self.forced_reason)

@@ -3,15 +3,13 @@
 from collections.abc import Collection
 from typing import Final
 
-import sqlalchemy as sa
 from pydantic import BaseModel
 
 from keek_server.releases.manifest import ClipVersion, TowerVersion
 from keek_server.releases.plan import ReleaseState
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.storage.database import Database
-from keek_server.storage.tables import releases
-from keek_server.towers.contract import CLIP_IMAGE, CLIP_TEXT, USER_TOWER, VIDEO_TOWER
+from keek_server.towers.contract import USER_TOWER, VIDEO_TOWER
 
 _READ: Final = 100
 
@@ -28,7 +26,7 @@ class ReleaseModels(BaseModel):
         """The version of each model, by the model's name."""
         models = {USER_TOWER.model: self.user_tower, VIDEO_TOWER.model: self.video_tower}
         if self.clip is not None:
-            models |= {CLIP_IMAGE.model: self.clip.image, CLIP_TEXT.model: self.clip.text}
+            models |= {encoder.model: entry for encoder, entry in self.clip.models.items()}
         return models
 
 
@@ -41,11 +39,11 @@ class KeptRelease(ReleaseModels):
 
 async def active_release(database: Database) -> KeptRelease | None:
     """The release that serves; None before the first one."""
-    release_id = await ReleaseRegistry(database).active()
-    query = sa.select(releases.c.manifest).where(releases.c.release_id == release_id)
-    async with database.read() as connection:
-        manifest = (await connection.execute(query)).scalar_one_or_none()
-    return None if manifest is None else KeptRelease.model_validate(manifest)
+    registry = ReleaseRegistry(database)
+    release_id = await registry.active()
+    return (
+        None if release_id is None else KeptRelease.model_validate((await registry.get(release_id)).manifest)
+    )
 
 
 async def ready_releases(database: Database) -> list[KeptRelease]:

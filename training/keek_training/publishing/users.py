@@ -1,8 +1,6 @@
 """The users of a release: the vectors of those who were active last."""
 
-from itertools import groupby, islice
-from operator import itemgetter
-from typing import Any
+from itertools import islice
 
 import numpy as np
 import sqlalchemy as sa
@@ -10,8 +8,6 @@ from tqdm import tqdm
 
 from keek_server.clock import now_us
 from keek_server.feed.history import history_inputs
-from keek_server.interactions.kinds import KINDS
-from keek_server.interactions.projection import HistoryEntry
 from keek_server.releases.release import Corpus
 from keek_server.retrieval.index import Vectors
 from keek_server.storage.database import Database
@@ -19,6 +15,7 @@ from keek_server.storage.tables import interactions
 from keek_server.towers.client import TowerClient
 from keek_server.towers.contract import DIMENSION, USER_TOWER
 from keek_server.towers.users import UserInputs, user_batch
+from keek_training.histories import read_histories
 
 _BATCH = USER_TOWER.max_batch_size
 _DEADLINE_S = 60.0
@@ -66,31 +63,13 @@ async def embed_users(
 async def _inputs(
     database: Database, corpus: Corpus, user_ids: list[str], history_length: int, now: int
 ) -> list[UserInputs]:
-    histories = await _histories(database, user_ids, history_length)
+    histories = await read_histories(database, user_ids, history_length)
     inputs = (
         history_inputs(corpus, user_id, histories[user_id], now)
         for user_id in user_ids
         if user_id in histories
     )
     return [user for user in inputs if len(user.kinds)]
-
-
-async def _histories(database: Database, user_ids: list[str], length: int) -> dict[str, list[HistoryEntry]]:
-    """Each user's latest interactions, newest last."""
-    c = interactions.c
-    number = sa.func.row_number().over(partition_by=c.user_id, order_by=c.seq.desc()).label("number")
-    ranked = (
-        sa.select(c.user_id, c.video_id, c.kind, c.event_time_us, c.seq, number)
-        .where(c.user_id.in_(user_ids))
-        .subquery()
-    )
-    query = sa.select(ranked).where(ranked.c.number <= length).order_by(ranked.c.user_id, ranked.c.seq)
-    async with database.engine.connect() as connection:
-        rows: list[Any] = list((await connection.execute(query)).all())
-    return {
-        user_id: [HistoryEntry(row.video_id, KINDS[row.kind], row.event_time_us) for row in own]
-        for user_id, own in groupby(rows, itemgetter(0))
-    }
 
 
 async def _active_users(database: Database, limit: int) -> list[str]:
