@@ -70,6 +70,8 @@ bench: setup .venv/.clip-ready ## the benchmarks; JSON to benchmarks/results/ (t
 	@$(BIN)/python -m benchmarks.torture
 	@$(BIN)/python -m benchmarks.bad_videos
 	@$(BIN)/python -m benchmarks.ingest
+	@$(BIN)/python -m benchmarks.publish
+	@$(BIN)/python -m benchmarks.bad_models
 
 load-test: setup ## ghz against the running server (needs Go)
 	@clients/ghz/run.sh

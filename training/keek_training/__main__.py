@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Callable
 
@@ -39,6 +40,9 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
     "demo": commands.run_demo,
 }
 
+_IN_THE_BACKGROUND = {"train", "export", "export-clip", "publish", "hourly"}
+_NICENESS = 10
+
 
 def main() -> None:
     """Entry point: 0 when all went well, 1 with one line on standard error when not."""
@@ -49,6 +53,9 @@ def main() -> None:
     hourly_commands.add_arguments(subparsers)
     arguments = parser.parse_args()
     log_to_stderr()
+    if arguments.command in _IN_THE_BACKGROUND:
+        # Servers may run on the same machine, and somebody waits for them.
+        os.nice(_NICENESS)
     try:
         sys.exit(_COMMANDS[arguments.command](arguments, Settings()))
     except KeekError as error:

@@ -2,14 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
 
 from keek_server.batching import Batcher
 from keek_server.towers.client import TowerClient
 from keek_server.towers.contract import USER_TOWER
 from keek_server.towers.features import Float32Array, Int32Array, Tensors, user_features
 
-_MAX_WAITING = 4096
-_DEADLINE_S = 1.0
+_MAX_WAITING: Final = 4096
+_DEADLINE_S: Final = 1.0
+_BACKGROUND_ROWS: Final = 16
+"""Of one call that no feed waits for: feeds that come meanwhile wait until Triton is done with it."""
+_BACKGROUND_DEADLINE_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,29 @@ def user_batch(users: Sequence[UserInputs]) -> Tensors:
         [user.kinds for user in users],
         [user.ages_s for user in users],
     )
+
+
+async def background_vectors(towers: TowerClient, version: int, users: Sequence[UserInputs]) -> Float32Array:
+    """The vectors of many users, in calls so small that they keep no feed waiting.
+
+    Args:
+        towers: Asked for the vectors.
+        version: Of the user tower.
+        users: n users.
+
+    Returns:
+        float32 [n, DIMENSION].
+
+    Raises:
+        UnavailableError: Triton is gone, late or refuses.
+    """
+    vectors = np.empty((len(users), *USER_TOWER.output.shape), np.float32)
+    for start in range(0, len(users), _BACKGROUND_ROWS):
+        batch = users[start : start + _BACKGROUND_ROWS]
+        vectors[start : start + len(batch)] = await towers.vectors(
+            USER_TOWER, version, user_batch(batch), deadline_s=_BACKGROUND_DEADLINE_S
+        )
+    return vectors
 
 
 class UserVectors:

@@ -1,5 +1,6 @@
 """How good a release's recommendations are, and how much they are those of another one."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -11,8 +12,7 @@ from keek_server.feed.history import history_inputs
 from keek_server.releases.release import Corpus
 from keek_server.retrieval.index import Mask, Vectors
 from keek_server.towers.client import TowerClient
-from keek_server.towers.contract import USER_TOWER
-from keek_server.towers.users import UserInputs, user_batch
+from keek_server.towers.users import UserInputs, background_vectors
 from keek_training.gates.measured import Measured
 from keek_training.gates.requests import Request
 
@@ -23,7 +23,6 @@ FEED: Final = 50
 """Videos of a feed that are compared."""
 _TENTH: Final = 10
 """Of a small corpus, at most every tenth video counts as found: else anything would be."""
-_DEADLINE_S: Final = 60.0
 _ROWS_A_CHUNK: Final = 32_768
 _DRAWS: Final = 20_000
 _CONFIDENCE: Final = 0.975
@@ -79,12 +78,8 @@ async def user_vectors(towers: TowerClient, release: Measured, requests: Sequenc
     Raises:
         UnavailableError: Triton is gone, late or refuses.
     """
-    parts = [np.empty((0, *USER_TOWER.output.shape), np.float32)]
-    for start in range(0, len(requests), USER_TOWER.max_batch_size):
-        batch = requests[start : start + USER_TOWER.max_batch_size]
-        features = user_batch([_inputs(release, request) for request in batch])
-        parts.append(await towers.vectors(USER_TOWER, release.user_tower, features, deadline_s=_DEADLINE_S))
-    return np.concatenate(parts)
+    inputs = await asyncio.to_thread(lambda: [_inputs(release, request) for request in requests])
+    return await background_vectors(towers, release.user_tower, inputs)
 
 
 def _inputs(release: Measured, request: Request) -> UserInputs:

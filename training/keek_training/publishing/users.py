@@ -13,12 +13,12 @@ from keek_server.retrieval.index import Vectors
 from keek_server.storage.database import Database
 from keek_server.storage.tables import interactions
 from keek_server.towers.client import TowerClient
-from keek_server.towers.contract import DIMENSION, USER_TOWER
-from keek_server.towers.users import UserInputs, user_batch
+from keek_server.towers.contract import DIMENSION
+from keek_server.towers.users import UserInputs, background_vectors
 from keek_training.histories import read_histories
 
-_BATCH = USER_TOWER.max_batch_size
-_DEADLINE_S = 60.0
+_READ = 256
+"""Users whose histories are read together."""
 
 
 async def embed_users(
@@ -50,11 +50,10 @@ async def embed_users(
     now = now_us()
     active = iter(await _active_users(database, limit))
     with tqdm(unit="user", desc="embedding the users", disable=None) as progress:
-        while batch := list(islice(active, _BATCH)):
+        while batch := list(islice(active, _READ)):
             users = await _inputs(database, corpus, batch, history_length, now)
             if users:
-                features = user_batch(users)
-                vectors.append(await towers.vectors(USER_TOWER, version, features, deadline_s=_DEADLINE_S))
+                vectors.append(await background_vectors(towers, version, users))
                 user_ids += [user.user_id for user in users]
             progress.update(len(batch))
     return user_ids, np.concatenate(vectors)
