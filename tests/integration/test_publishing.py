@@ -18,7 +18,7 @@ from keek_server.clock import now_us
 from keek_server.embedded import EmbeddedStack
 from keek_server.errors import FailedPreconditionError, SetupError, UnavailableError
 from keek_server.releases.fleet import Fleet, ServerStatus
-from keek_server.releases.manifest import Manifest
+from keek_server.releases.manifest import Candidate, Manifest
 from keek_server.releases.plan import ReleaseState
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.releases.release import Release
@@ -282,6 +282,14 @@ async def test_a_model_that_breaks_the_contract_never_reaches_the_repository_and
         await publish(swapped, settings, Wishes(forced_reason="never mind"))
     assert "\n" not in str(refused.value)
     assert versions(settings) == before
+    async with open_database(settings) as database:
+        newest = (await ReleaseRegistry(database).list(1))[0]
+    assert newest.state is ReleaseState.REFUSED
+    candidate = Candidate.model_validate(newest.manifest)
+    assert candidate.gates == refused.value.results
+    assert candidate.user_tower.size_bytes == run.video_tower.stat().st_size
+    # It never had its number, and nobody else gets it.
+    assert (await publish(run, settings)).user_tower.version > candidate.user_tower.version
 
 
 async def test_a_release_can_wait_to_be_tried(settings: Settings, run: TowerSource) -> None:

@@ -64,8 +64,8 @@ class GateResult(BaseModel):
     """One line for people: what was measured, on what, and by how much it fails."""
 
 
-class Manifest(BaseModel):
-    """{release id, tower versions, clip version, index, dimension, checksums, metrics}."""
+class Candidate(BaseModel):
+    """What is known of a release before it is built; all that there is of one that was refused at once."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -74,9 +74,20 @@ class Manifest(BaseModel):
     user_tower: TowerVersion
     video_tower: TowerVersion
     clip: ClipVersion | None = None
-    dimension: int
     history_length: int
     """How many of a user's latest interactions the user tower reads."""
+    metrics: dict[str, Any]
+    """What training and export measured: quality, parity, ms per user."""
+    source: str = ""
+    """What was published: a run's name, or the files that were brought."""
+    gates: tuple[GateResult, ...] = ()
+    """In the order they were measured; of a refused release, up to where it ended."""
+
+
+class Manifest(Candidate):
+    """{release id, tower versions, clip version, index, dimension, checksums, metrics}."""
+
+    dimension: int
     catalogue_seq: int = 0
     """The last change of the catalogue that the index holds; later ones make up the fresh part."""
     log_seq: int = 0
@@ -89,12 +100,6 @@ class Manifest(BaseModel):
     """Over the vectors of the users that were active; none when nobody was."""
     files_sha256: dict[str, str]
     """Checksum of every file of the release, by name."""
-    metrics: dict[str, Any]
-    """What training and export measured: quality, parity, ms per user."""
-    source: str = ""
-    """What was published: a run's name, or the files that were brought."""
-    gates: tuple[GateResult, ...] = ()
-    """In the order they were measured; of a refused release, up to where it ended."""
     forced_reason: str = ""
     """Why it was published although a gate refused it; empty when none did."""
 

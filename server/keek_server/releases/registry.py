@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from keek_server.clock import now_us
 from keek_server.errors import FailedPreconditionError, NotFoundError
-from keek_server.releases.manifest import Manifest
+from keek_server.releases.manifest import Candidate
 from keek_server.releases.plan import Plan, ReleaseState, Trial, TrialKind
 from keek_server.storage.database import Database
 from keek_server.storage.tables import activations, releases
@@ -36,12 +36,12 @@ class ReleaseRegistry:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def register(self, manifest: Manifest, state: ReleaseState = ReleaseState.READY) -> None:
-        """Makes a release known; repeating it changes nothing."""
+    async def register(self, release: Candidate, state: ReleaseState = ReleaseState.READY) -> None:
+        """Makes a release known, by its manifest unless it was refused; repeating it changes nothing."""
         row = {
-            "release_id": manifest.release_id,
-            "create_time_us": manifest.create_time_us,
-            "manifest": manifest.model_dump(mode="json"),
+            "release_id": release.release_id,
+            "create_time_us": release.create_time_us,
+            "manifest": release.model_dump(mode="json"),
             "state": state,
         }
         async with self._database.write() as connection:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from keek_server.clock import now_us
 from keek_server.errors import SetupError
-from keek_server.releases.manifest import GateResult
+from keek_server.releases.manifest import Candidate, GateResult, TowerVersion
 from keek_server.releases.release import Release
 from keek_server.settings import Settings
 from keek_server.storage.database import Database
 from keek_server.towers.client import TowerClient
-from keek_server.towers.contract import TOWERS, USER_TOWER, VIDEO_TOWER
+from keek_server.towers.contract import TOWERS, USER_TOWER, VIDEO_TOWER, TowerContract
 from keek_training.gates.evidence import Evidence
 from keek_training.gates.measure import measure
 from keek_training.gates.measured import Measured
@@ -48,6 +49,29 @@ class Examination:
         """
         self.results += await asyncio.to_thread(preflight, self.source, self._live_towers(), self.settings)
         await self._judge(None)
+
+    def candidate(self, version: int) -> Candidate:
+        """What there is to say of a release that is not built: one that was refused is registered with it.
+
+        Args:
+            version: What its towers would have got.
+        """
+        user_tower, video_tower = (
+            TowerVersion(
+                version=version, sha256=self.sha256.get(tower.model, ""), size_bytes=_size(self.source, tower)
+            )
+            for tower in (USER_TOWER, VIDEO_TOWER)
+        )
+        return Candidate(
+            release_id=self.release_id,
+            create_time_us=now_us(),
+            user_tower=user_tower,
+            video_tower=video_tower,
+            history_length=self.source.history_length,
+            metrics=self.source.metrics,
+            source=self.source.name,
+            gates=tuple(self.results),
+        )
 
     def check_copies(self, models: ReleaseModels) -> None:
         """
@@ -107,3 +131,11 @@ class Examination:
         except SetupError as error:
             logger.warning("nothing is compared with the live release: %s", error)
             return None
+
+
+def _size(source: TowerSource, tower: TowerContract) -> int:
+    """Bytes of a tower's file; 0 for what cannot be read."""
+    try:
+        return source.path(tower).stat().st_size
+    except OSError:
+        return 0

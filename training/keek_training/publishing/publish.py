@@ -57,7 +57,7 @@ async def publish(source: TowerSource, settings: Settings, wishes: Wishes = Wish
     """Publishes two towers, and activates them; goes on where an earlier call with the same files ended.
 
     Raises:
-        RefusedError: When a gate refuses the release; it is registered as refused, or was never loaded.
+        RefusedError: When a gate refuses the release; it is registered as refused.
         SetupError: When somebody else publishes, the CLIP is not exported, the catalogue is empty, or
             Triton refuses a model.
         UnavailableError: When Triton or the database fails on the way; the next call goes on.
@@ -129,8 +129,9 @@ class _Publisher:
             raise
         except KeekError as error:
             await discard(journal, settings)
-            if isinstance(error, RefusedError) and built is not None:
-                await self._registry.register(built.manifest(examination, {}), ReleaseState.REFUSED)
+            if isinstance(error, RefusedError):
+                refused = built.manifest(examination, {}) if built else examination.candidate(journal.version)
+                await self._registry.register(refused, ReleaseState.REFUSED)
             raise
 
     async def _catalogue(self, clip: ClipSource | None) -> Catalogue:
