@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from onnx import ModelProto
 from tritonclient.grpc.aio import InferenceServerClient
 
 from keek_server.embedded import EmbeddedStack
+from keek_server.feed.history import history_inputs
 from keek_server.interactions.kinds import KINDS
 from keek_server.interactions.projection import HistoryEntry
 from keek_server.releases.manifest import GateResult
@@ -23,14 +25,16 @@ from keek_server.settings import Settings
 from keek_server.storage.database import Database, open_database
 from keek_server.storage.tables import interactions
 from keek_server.towers.client import TowerClient, open_towers
-from keek_server.towers.contract import DIMENSION, USER_TOWER, VIDEO_TOWER
+from keek_server.towers.contract import DIMENSION, USER_TOWER, VIDEO_TOWER, TowerContract
 from keek_server.towers.control import control_headers
-from keek_server.towers.features import video_features
+from keek_server.towers.features import Tensors, video_features
+from keek_server.towers.users import user_batch
 from keek_training.datasets.registry import open_dataset
 from keek_training.datasets.store import import_dataset
 from keek_training.gates.evidence import Evidence
 from keek_training.gates.measure import measure
 from keek_training.gates.measured import Measured
+from keek_training.gates.quality import known_requests, user_vectors
 from keek_training.gates.report import write_report
 from keek_training.gates.requests import POSITIVE, held_out_requests
 from keek_training.gates.verdict import failures
@@ -141,6 +145,27 @@ async def test_the_same_model_rotated_passes_and_recommends_the_same(
     assert set(evidence.latencies_ms) == {f"{t}_tower{s}" for t in ("user", "video") for s in ("", ", live")}
     page = write_report(tmp_path, "r2", "files", results, "r1", evidence=evidence).read_text()
     assert page.count("<img") == 5
+
+
+async def test_users_are_asked_for_in_calls_that_keep_no_feed_waiting(
+    bench: Bench, live: Measured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = known_requests(await held_out_requests(bench.database, 300), [live])[:40]
+    users = [
+        history_inputs(live.corpus, request.user_id, request.history[-HISTORY:], request.now_us)
+        for request in requests
+    ]
+    together = await bench.towers.vectors(USER_TOWER, LIVE, user_batch(users), deadline_s=30.0)
+    rows: list[int] = []
+    vectors = bench.towers.vectors
+
+    async def counted(tower: TowerContract, version: int, features: Tensors, **named: Any) -> Any:
+        rows.append(len(features["user"]))
+        return await vectors(tower, version, features, **named)
+
+    monkeypatch.setattr(bench.towers, "vectors", counted)
+    np.testing.assert_allclose(await user_vectors(bench.towers, live, requests), together, rtol=1e-5)
+    assert rows == [16, 16, 8]
 
 
 async def test_the_same_log_gives_the_same_verdict(bench: Bench, live: Measured) -> None:
