@@ -21,6 +21,8 @@ from keek_server.releases.registry import ReleaseRegistry
 from keek_server.retrieval.fresh import VECTORS
 from keek_server.settings import Settings
 from keek_server.storage.database import Database, open_database
+from keek_server.towers.client import TowerClient
+from keek_server.towers.contract import TowerContract
 from keek_server.towers.control import control_headers
 from keek_server.videos.catalogue import Catalogue
 from keek_server.videos.video import Video, VideoState
@@ -307,6 +309,32 @@ async def test_a_release_that_cannot_serve_changes_nothing_and_is_taken_once_it_
         assert server.app.live.problem == f"Triton has no version {version} of user_tower in its repository"
         assert set(await server.feeds(releases.users)) == {releases.first.release_id}
     await server.carried_out(plan)
+    assert set(await server.feeds(releases.users)) == {releases.second.release_id}
+
+
+async def test_going_back_does_not_wait_for_a_release_that_triton_takes_long_to_load(
+    releases: Releases, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = asyncio.Event()
+    check = TowerClient.check
+
+    async def late(towers: TowerClient, tower: TowerContract, version: int) -> None:
+        if version == releases.second.user_tower.version:
+            waits.set()
+            await asyncio.sleep(600)
+        await check(towers, tower, version)
+
+    monkeypatch.setattr(TowerClient, "check", late)
+    await releases.registry.activate(releases.second.release_id, "late")
+    server.app.live.notify()
+    await asyncio.wait_for(waits.wait(), 20)
+    plan = await releases.registry.roll_back("too late")
+    await server.carried_out(plan)
+    assert server.app.live.problem == ""
+    assert set(await server.feeds(releases.users)) == {releases.first.release_id}
+    # What was given up can be activated once it answers.
+    monkeypatch.undo()
+    await server.carried_out(await releases.registry.activate(releases.second.release_id, "in time"))
     assert set(await server.feeds(releases.users)) == {releases.second.release_id}
 
 

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 from keek_server import metrics
 from keek_server.errors import FailedPreconditionError, KeekError, SetupError, UnavailableError
@@ -136,11 +137,9 @@ class LiveRelease:
         if plan is None:
             return
         try:
-            if plan.seq != self.served.seq:
-                await self._carry_out(plan)
-            else:
-                await self._keep_loaded()
-                await self._open_previous()
+            await self._while_newest(
+                plan, self._carry_out(plan) if plan.seq != self.served.seq else self._keep_ready()
+            )
         except KeekError as error:
             self._tell(str(error))
             raise
@@ -154,6 +153,36 @@ class LiveRelease:
             raise FailedPreconditionError(f"release {release_id} cannot be opened: {error}") from error
         await _catch_up_within(serving, _ASIDE_S)
         return serving
+
+    async def _while_newest(self, plan: Plan, work: Coroutine[Any, Any, None]) -> None:
+        """Triton may take minutes to load something: a newer plan, which may go back, does not wait."""
+        task = asyncio.create_task(work)
+        try:
+            while not task.done():
+                self._woken.clear()
+                woken = asyncio.create_task(self._woken.wait())
+                await asyncio.wait([task, woken], timeout=self._poll_s, return_when=asyncio.FIRST_COMPLETED)
+                woken.cancel()
+                if not task.done() and await self._is_outdated(plan):
+                    logger.info("plan %d is outdated before it is carried out", plan.seq)
+                    # The next look at the plan comes at once.
+                    self._woken.set()
+                    return
+            await task
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _is_outdated(self, plan: Plan) -> bool:
+        try:
+            newest = await self._registry.plan()
+        except KeekError:
+            return False
+        return newest is not None and newest.seq != plan.seq
+
+    async def _keep_ready(self) -> None:
+        await self._keep_loaded()
+        await self._open_previous()
 
     async def _carry_out(self, plan: Plan) -> None:
         before = self.served
