@@ -55,6 +55,12 @@ async def is_recommendable(client: keek.aio.Client, video_id: str) -> bool:
     return True
 
 
+async def comes_in(client: keek.aio.Client, video_id: str) -> None:
+    """Waits until an upload is ready and this server's index has it, which is a moment later."""
+    await is_ready(client, video_id)
+    await eventually(lambda: is_recommendable(client, video_id), within_s=5)
+
+
 @pytest.fixture
 async def other(served: Served) -> AsyncIterator[keek.aio.Client]:
     """A client of a second server on the same database and Triton."""
@@ -80,8 +86,7 @@ async def test_an_uploaded_video_is_recommendable_on_every_server_within_a_secon
 
 async def test_a_like_of_a_new_video_changes_the_next_feed(served: Served, clips: list[Path]) -> None:
     await served.client.upload_video(clips[1], keek.Video(video_id="up1"))
-    await is_ready(served.client, "up1")
-    await eventually(lambda: is_recommendable(served.client, "up1"), within_s=5)
+    await comes_in(served.client, "up1")
     assert all(item.source != PERSONALISED for item in (await served.client.list_feed("nobody yet")).items)
     await served.client.like("nobody yet", "up1", wait_for_feed=True)
     items = (await served.client.list_feed("nobody yet")).items
@@ -95,7 +100,7 @@ async def test_a_video_is_found_by_its_own_picture_and_by_its_double(
 ) -> None:
     for video_id, clip in (("look", clips[2]), ("double", clips[2]), ("unlike", clips[3])):
         await served.client.upload_video(clip, keek.Video(video_id=video_id, tags=["found"]))
-        await is_ready(served.client, video_id)
+        await comes_in(served.client, video_id)
     found = await served.client.search_videos(video_id="look", tags=["found"])
     assert [hit.video_id for hit in found.videos] == ["double", "unlike"]
     assert found.videos[0].score == pytest.approx(1, abs=1e-3)
@@ -111,7 +116,7 @@ async def test_a_video_is_found_by_its_own_picture_and_by_its_double(
 async def test_pages_of_a_search_follow_each_other(served: Served, clips: list[Path]) -> None:
     for i in range(5):
         await served.client.upload_video(clips[4 + i % 2], keek.Video(video_id=f"page{i}", tags=["paged"]))
-        await is_ready(served.client, f"page{i}")
+        await comes_in(served.client, f"page{i}")
     whole = [hit.video_id for hit in (await served.client.search_videos("x", tags=["paged"])).videos]
     first = await served.client.search_videos("x", tags=["paged"], page_size=3)
     second = await served.client.search_videos(
