@@ -106,6 +106,14 @@ async def killed(settings: Settings, run: Run, step: str) -> int:
         return await process.wait()
 
 
+async def left_behind(settings: Settings, run: Run, step: str) -> Journal:
+    """What a publisher that was killed at a step had under way."""
+    assert await killed(settings, run, step) == -signal.SIGKILL
+    journal = Journal.load(settings.release_dir)
+    assert journal is not None
+    return journal
+
+
 async def loaded(settings: Settings) -> dict[str, set[str]]:
     """The versions of each tower that Triton has ready."""
     headers = control_headers(settings.triton_control_token)
@@ -184,9 +192,7 @@ async def test_what_a_killed_publisher_left_of_other_towers_is_removed(
     async with open_database(settings) as database:
         before = await check_serving(settings, database)
         left = step if step in STEPS else "before it is registered"
-        assert await killed(settings, other_run, left) == -signal.SIGKILL
-        journal = Journal.load(settings.release_dir)
-        assert journal is not None
+        journal = await left_behind(settings, other_run, left)
         if step in REMOVING:
             assert await killed(settings, run, step) == -signal.SIGKILL
         assert await check_serving(settings, database) == before
@@ -204,9 +210,7 @@ async def test_a_complete_release_that_is_damaged_or_judged_by_other_terms_is_bu
 ) -> None:
     async with open_database(settings) as database:
         for damage in (True, False):
-            assert await killed(settings, run, "before it is registered") == -signal.SIGKILL
-            journal = Journal.load(settings.release_dir)
-            assert journal is not None
+            journal = await left_behind(settings, run, "before it is registered")
             popular = settings.release_dir / journal.release_id / "popular.npy"
             if damage:
                 popular.write_bytes(popular.read_bytes()[:-1] + b"x")
@@ -237,9 +241,7 @@ async def test_a_release_that_is_not_to_be_activated_is_finished_as_that(
 ) -> None:
     async with open_database(settings) as database:
         before = await check_serving(settings, database)
-        assert await killed(settings, run, "before it is activated") == -signal.SIGKILL
-        journal = Journal.load(settings.release_dir)
-        assert journal is not None
+        journal = await left_behind(settings, run, "before it is activated")
         ready = await publish(TowerSource.of_run(run), settings, Wishes(activate=False))
         assert ready.release_id == journal.release_id
         assert await check_serving(settings, database) == before
@@ -251,9 +253,7 @@ async def test_what_was_registered_already_stays_ready_when_other_towers_come(
     settings: Settings, run: Run, other_run: Run
 ) -> None:
     async with open_database(settings) as database:
-        assert await killed(settings, other_run, "before it is activated") == -signal.SIGKILL
-        journal = Journal.load(settings.release_dir)
-        assert journal is not None
+        journal = await left_behind(settings, other_run, "before it is activated")
         after = await publish(TowerSource.of_run(run), settings)
         assert after.release_id != journal.release_id
         await check_tidy(settings, database)

@@ -41,9 +41,9 @@ async def active_release(database: Database) -> KeptRelease | None:
     """The release that serves; None before the first one."""
     registry = ReleaseRegistry(database)
     release_id = await registry.active()
-    return (
-        None if release_id is None else KeptRelease.model_validate((await registry.get(release_id)).manifest)
-    )
+    if release_id is None:
+        return None
+    return KeptRelease.model_validate((await registry.get(release_id)).manifest)
 
 
 async def ready_releases(database: Database) -> list[KeptRelease]:

@@ -19,7 +19,6 @@ from keek_server.towers.contract import CLIP_ENCODERS, TOWERS
 from keek_server.videos.changes import ChangeFeed
 from keek_training.publishing.folders import remove_aside, remove_folders
 from keek_training.publishing.journal import Journal
-from keek_training.publishing.kept import ReleaseModels
 from keek_training.publishing.repository import MODEL_FILE, load_models, withdraw_version
 
 logger = logging.getLogger(__name__)
@@ -103,7 +102,7 @@ async def _complete(journal: Journal, terms: str, database: Database, settings: 
 
 
 def _models(manifest: Manifest) -> dict[str, TowerVersion]:
-    return ReleaseModels.model_validate(manifest.model_dump()).by_name
+    return {contract.model: entry for contract, entry in manifest.models.items()}
 
 
 def _verified(folder: Path, repository: Path) -> Manifest:
