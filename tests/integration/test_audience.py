@@ -1,6 +1,5 @@
 """Users who were active get their new vectors, however a release came; on a real log and Redis."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from background import beside
 from projecting import Parts, event, open_parts
 
 from keek_server.embedded.stack import EmbeddedStack
@@ -80,10 +80,8 @@ class Audience:
         """Appends a like of each, and waits until it is projected; gives where the log ends."""
         appended = await self.parts.log.append([event(user_id, video_id) for user_id in user_ids])
         projector = self.parts.projector()
-        running = asyncio.create_task(projector.run())
-        assert await projector.wait_for(appended.seq, 10)
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        async with beside(projector.run()):
+            assert await projector.wait_for(appended.seq, 10)
         return appended.seq
 
     def publish(self, log_seq: int) -> None:

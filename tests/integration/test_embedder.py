@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from background import beside
 
 from keek_server.errors import BadMediaError, MediaProblem, UnavailableError
 from keek_server.settings import Settings
@@ -127,10 +128,8 @@ async def is_ready(catalogue: Catalogue, video_id: str) -> None:
 @pytest.fixture
 async def working(embedder: Embedder) -> AsyncIterator[None]:
     """The embedder works off what others left."""
-    task = asyncio.create_task(embedder.run())
-    yield
-    task.cancel()
-    await asyncio.wait([task])
+    async with beside(embedder.run()):
+        yield
 
 
 async def test_frames_in_memory_are_seen_without_decoding(

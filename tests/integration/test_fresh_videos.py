@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from background import beside
 
 from keek_server.errors import SetupError, UnavailableError
 from keek_server.releases.follower import CatalogueFollower
@@ -240,8 +241,7 @@ async def test_the_follower_brings_changes_of_other_servers_and_forgets_their_br
     database: Database, catalogue: Catalogue, fresh: FreshVideos, follower: CatalogueFollower
 ) -> None:
     other = Catalogue(database)
-    running = asyncio.create_task(follower.run())
-    try:
+    async with beside(follower.run()):
         await other.put([video("new")])
         await found(fresh, RELEASED | {"new"})
         assert (await catalogue.briefs(["new"]))["new"].tags == ("cats",)
@@ -252,15 +252,12 @@ async def test_the_follower_brings_changes_of_other_servers_and_forgets_their_br
         await other.delete("new", "")
         await found(fresh, RELEASED)
         assert await catalogue.briefs(["new"]) == {}
-    finally:
-        running.cancel()
 
 
 async def test_a_deletion_whose_call_was_cancelled_is_applied_by_the_follower(
     catalogue: Catalogue, fresh: FreshVideos, follower: CatalogueFollower, towers: Towers
 ) -> None:
-    running = asyncio.create_task(follower.run())
-    try:
+    async with beside(follower.run()):
         await catalogue.put([video("r1")])
         await found(fresh, RELEASED)
         await catalogue.delete("r1", "")
@@ -268,24 +265,19 @@ async def test_a_deletion_whose_call_was_cancelled_is_applied_by_the_follower(
         await asyncio.sleep(0)
         applying.cancel()
         await found(fresh, RELEASED - {"r1"})
-    finally:
-        running.cancel()
 
 
 async def test_a_quiet_catalogue_does_not_leave_videos_behind_when_triton_comes_back(
     catalogue: Catalogue, fresh: FreshVideos, follower: CatalogueFollower, towers: Towers
 ) -> None:
     towers.fails = True
-    running = asyncio.create_task(follower.run())
-    try:
+    async with beside(follower.run()):
         await catalogue.put([video("new")])
         await follower.apply()
         while not towers.asked:
             await asyncio.sleep(0.01)
         towers.fails = False
         await found(fresh, RELEASED | {"new"})
-    finally:
-        running.cancel()
 
 
 async def test_a_release_that_is_made_ready_gets_what_changes_meanwhile(
@@ -293,15 +285,12 @@ async def test_a_release_that_is_made_ready_gets_what_changes_meanwhile(
 ) -> None:
     coming = FreshVideos(release(), feed, towers, fresh_limit=1000)  # type: ignore[arg-type]
     follower = CatalogueFollower(feed, catalogue, Live(fresh, coming), poll_s=0.02)  # type: ignore[arg-type]
-    running = asyncio.create_task(follower.run())
-    try:
+    async with beside(follower.run()):
         await catalogue.put([video("new"), video("r1")])
         await catalogue.delete("r1", "")
         await follower.apply()
         assert "r1" not in ids(fresh) | ids(coming)
         await found(coming, RELEASED - {"r1"} | {"new"})
-    finally:
-        running.cancel()
 
 
 @pytest.mark.parametrize("how", ["fails", "hangs"])
@@ -314,8 +303,7 @@ async def test_a_release_that_gets_no_vectors_holds_no_other_one_up(
         broken.gate.clear()
     tried = FreshVideos(release(), feed, broken, fresh_limit=1000)  # type: ignore[arg-type]
     follower = CatalogueFollower(feed, catalogue, Live(tried, fresh), poll_s=0.02)  # type: ignore[arg-type]
-    running = asyncio.create_task(follower.run())
-    try:
+    async with beside(follower.run()):
         for number in range(3):
             await catalogue.put([video(f"new{number}")])
             await found(fresh, RELEASED | {f"new{own}" for own in range(number + 1)})
@@ -324,8 +312,6 @@ async def test_a_release_that_gets_no_vectors_holds_no_other_one_up(
         broken.fails = False
         broken.gate.set()
         await found(tried, ids(fresh))
-    finally:
-        running.cancel()
 
 
 def test_a_release_of_an_earlier_version_says_what_to_do(tmp_path: Path) -> None:

@@ -1,13 +1,13 @@
 """CreateVideo, UpdateVideo and DeleteVideo on the real parts, on every database and two kinds of storage."""
 
 import asyncio
-import contextlib
 import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from background import beside
 from receiving import CLIP, STORAGES, NoClip, clean_up, kept, stored_bytes, until, video, with_storage
 
 from keek_server.errors import (
@@ -107,11 +107,8 @@ def slots() -> Slots:
 async def cleaner(database: Database, media: MediaStore, stored: Settings) -> AsyncIterator[Cleaner]:
     """Running, as on a server."""
     one = clean_up(database, media, stored)
-    running = asyncio.create_task(one.run())
-    yield one
-    running.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await running
+    async with beside(one.run()):
+        yield one
 
 
 Make = Callable[..., Library]

@@ -5,6 +5,8 @@ import contextlib
 import os
 import signal
 
+from background import beside
+
 from keek_server.embedded import EmbeddedStack
 from keek_server.errors import UnavailableError
 from keek_server.interactions.connection import open_redis
@@ -19,8 +21,7 @@ async def test_announcements_are_heard_and_heard_again_after_redis_was_killed(
     async with EmbeddedStack(stack_settings) as stack, open_redis(stack.settings) as redis:
         channel = PlanChannel(redis, ProjectionKeys.of("keek", "a-log"), deadline_s=2.0)
         heard = asyncio.Event()
-        listening = asyncio.create_task(channel.listen(heard.set))
-        try:
+        async with beside(channel.listen(heard.set)):
             # What was announced before, it asks for when it has subscribed.
             await asyncio.wait_for(heard.wait(), 10)
             heard.clear()
@@ -40,6 +41,3 @@ async def test_announcements_are_heard_and_heard_again_after_redis_was_killed(
             heard.clear()
             await channel.announce()
             await asyncio.wait_for(heard.wait(), 10)
-        finally:
-            listening.cancel()
-            await asyncio.wait([listening])

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from background import beside
 from benchmarks.reference import Contents, contents_of, differences, expected
 from projecting import LIKE, SKIP, VIEW, Parts, event, open_parts
 
@@ -255,9 +256,8 @@ async def test_a_rebuild_on_demand_serves_on_and_sweeps_up(parts: Parts) -> None
                     failures += 1
                 await asyncio.sleep(0)
 
-        reader = asyncio.create_task(read())
-        steps = [step async for step in rebuild_projection(parts.settings)]
-        reader.cancel()
+        async with beside(read()):
+            steps = [step async for step in rebuild_projection(parts.settings)]
         assert steps[-1].done
         assert steps[-1].seq == steps[-1].last_seq == 800
         assert failures == 0
@@ -364,11 +364,8 @@ async def test_a_rebuild_is_done_also_while_interactions_pour_in(parts: Parts) -
 
     async with running(projector):
         assert await projector.wait_for(300, 10)
-        pouring = asyncio.create_task(pour())
-        async with asyncio.timeout(15):
+        async with beside(pour()), asyncio.timeout(15):
             steps = [step async for step in rebuild_projection(parts.settings)]
-        pouring.cancel()
-        await asyncio.gather(pouring, return_exceptions=True)
         assert steps[-1].done
         last_seq = (await parts.log.extent()).last_seq
         assert await projector.wait_for(last_seq, 5)

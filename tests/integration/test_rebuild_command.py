@@ -4,10 +4,10 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from background import beside
 from projecting import Parts, event, open_parts
 
 from keek_server.embedded import EmbeddedStack
@@ -50,8 +50,7 @@ async def test_it_finds_the_running_stack_and_builds_the_projection(parts: Parts
 
 async def test_a_server_that_runs_builds_it_and_goes_on(parts: Parts) -> None:
     projector = parts.projector()
-    running = asyncio.create_task(projector.run())
-    try:
+    async with beside(projector.run()):
         assert await projector.wait_for(ROWS, 30.0)
         before = await parts.writer().current()
         code, _, errors = await _command(parts)
@@ -63,10 +62,6 @@ async def test_a_server_that_runs_builds_it_and_goes_on(parts: Parts) -> None:
         assert projector.holds_lease
         seq = (await parts.log.append([event("u1", "another")])).seq
         assert await projector.wait_for(seq, 30.0)
-    finally:
-        running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running
 
 
 async def test_without_a_stack_it_says_what_to_set(parts: Parts, tmp_path: Path) -> None:

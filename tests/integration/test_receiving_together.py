@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from background import beside
 from receiving import (
     CHUNK,
     CLIP,
@@ -201,9 +202,8 @@ async def test_uploads_that_were_given_up_are_forgotten_with_all_their_files(
     assert len(kept(media)) >= 3
     await clean_up(database, media, stored).tidy()
     assert (await Uploads(database).get(upload_id)).received_bytes == 5 * CHUNK
-    cleaning = asyncio.create_task(clean_up(database, media, stored, upload_keep_s=0.001).run())
-    await until(lambda: not kept(media))
-    cleaning.cancel()
+    async with beside(clean_up(database, media, stored, upload_keep_s=0.001).run()):
+        await until(lambda: not kept(media))
     with pytest.raises(NotFoundError):
         await Uploads(database).get(upload_id)
 
@@ -215,9 +215,8 @@ async def test_a_stored_upload_that_is_forgotten_leaves_only_what_its_video_name
     made = await send(receiver, upload_id)
     await receiver.aclose()
     await media.put(f"originals/{upload_id.hex}/{uuid.uuid4().hex}.mp4", b"of a call that was cancelled")
-    cleaning = asyncio.create_task(clean_up(database, media, stored, upload_keep_s=0.001).run())
-    await until(lambda: len(kept(media)) == 2)
-    cleaning.cancel()
+    async with beside(clean_up(database, media, stored, upload_keep_s=0.001).run()):
+        await until(lambda: len(kept(media)) == 2)
     assert await stored_bytes(media, made.original_url) == CLIP
     assert (await stored_bytes(media, made.poster_url))[:2] == b"\xff\xd8"
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from background import beside
 from projecting import LIKE, SAVE, SKIP, VIEW, Parts, event, open_parts
 
 from keek_server.clock import now_us
@@ -35,10 +36,8 @@ async def record(parts: Parts, events: list[Interaction]) -> None:
     """Stores events and waits until they are projected."""
     appended = await parts.log.append(events)
     projector = parts.projector()
-    running = asyncio.create_task(projector.run())
-    assert await projector.wait_for(appended.seq, 10)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    async with beside(projector.run()):
+        assert await projector.wait_for(appended.seq, 10)
 
 
 async def top_ids(parts: Parts, scope: str = "") -> list[str]:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from background import beside
 from projecting import Parts, event, open_parts
 
 from keek.v1 import trending_service_pb2 as pb
@@ -39,10 +40,8 @@ async def catalogue(parts: Parts) -> Catalogue:
         [event(f"u{u}", f"v{n:02d}") for n in range(COUNT) for u in range(4 + COUNT - n)]
     )
     projector = parts.projector()
-    running = asyncio.create_task(projector.run())
-    assert await projector.wait_for(appended.seq, 10)
-    running.cancel()
-    await asyncio.gather(running, return_exceptions=True)
+    async with beside(projector.run()):
+        assert await projector.wait_for(appended.seq, 10)
     return catalogue
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from background import beside
 from gate_towers import ID_TABLE, user_tower, video_tower, written
 from tritonclient.grpc import aio as triton
 
@@ -232,10 +233,9 @@ async def test_a_canary_that_grows_loses_none_of_its_users_on_the_way(
             seen.update(server.app.live.serving(user).release.id for user in taken)
             await asyncio.sleep(0)
 
-    asking = asyncio.create_task(ask())
-    large = await canary(releases, 100.0)
-    await server.carried_out(large)
-    asking.cancel()
+    async with beside(ask()):
+        large = await canary(releases, 100.0)
+        await server.carried_out(large)
     assert seen == {releases.second.release_id}
     assert set(await server.feeds(releases.users)) == {releases.second.release_id}
 

@@ -230,6 +230,7 @@ class Projector:
     async def _leave(self) -> None:
         if self._cleaning is not None:
             self._cleaning.cancel()
+            await asyncio.wait([self._cleaning])
         if self._token:
             with suppress(KeekError):
                 await self._writer.release(self._token)

@@ -82,6 +82,7 @@ class TrendingWatch:
             if not board.watchers:
                 self._boards.pop(name, None)
                 task.cancel()
+                await asyncio.wait([task])
 
 
 def _ids(videos: list[TrendingVideo]) -> list[str]:
