@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from background import beside
 from benchmarks.clips import any_clip, write_clip
 from benchmarks.server_process import ServerProcess
 from serving import WITH_CLIP, Served, command
@@ -55,10 +56,10 @@ async def is_recommendable(client: keek.aio.Client, video_id: str) -> bool:
     return True
 
 
-async def comes_in(client: keek.aio.Client, video_id: str) -> None:
+async def comes_in(client: keek.aio.Client, video_id: str, *, within_s: float = 30) -> None:
     """Waits until an upload is ready and this server's index has it, which is a moment later."""
-    await is_ready(client, video_id)
-    await eventually(lambda: is_recommendable(client, video_id), within_s=5)
+    await is_ready(client, video_id, within_s=within_s)
+    await eventually(lambda: is_recommendable(client, video_id), within_s=within_s)
 
 
 @pytest.fixture
@@ -230,21 +231,15 @@ async def test_an_acknowledged_upload_survives_kill_9_at_any_moment(
 ) -> None:
     """The server dies as soon as it has answered: CLIP has not seen the frames, perhaps."""
     process = ServerProcess("killed", served.stack.settings, tmp_path)
-    running = asyncio.create_task(process.run())
-    try:
-        async with keek.aio.Client(process.address) as client:
+    async with beside(process.run()), keek.aio.Client(process.address) as client:
+        await eventually(lambda: serves(client), within_s=60)
+        for i in range(3):
+            await client.upload_video(clips[9], keek.Video(video_id=f"kill{i}"))
+            await process.kill()
             await eventually(lambda: serves(client), within_s=60)
-            for i in range(3):
-                await client.upload_video(clips[9], keek.Video(video_id=f"kill{i}"))
-                await process.kill()
-                await eventually(lambda: serves(client), within_s=60)
-            for i in range(3):
-                # Its lease has run out at the latest after a minute.
-                await is_ready(served.client, f"kill{i}", within_s=90)
-                await eventually(lambda i=i: is_recommendable(served.client, f"kill{i}"), within_s=5)
-    finally:
-        running.cancel()
-        await asyncio.wait([running])
+        for i in range(3):
+            # Its lease has run out at the latest after a minute.
+            await comes_in(served.client, f"kill{i}", within_s=90)
 
 
 async def serves(client: keek.aio.Client) -> bool:
@@ -287,5 +282,4 @@ async def test_an_upload_is_taken_while_triton_is_down_and_ready_when_it_is_back
     assert triton is not None
     os.kill(triton.pid, signal.SIGKILL)
     await served.client.upload_video(clips[0], keek.Video(video_id="triton-down"))
-    await is_ready(served.client, "triton-down", within_s=90)
-    await eventually(lambda: is_recommendable(served.client, "triton-down"), within_s=30)
+    await comes_in(served.client, "triton-down", within_s=90)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import grpc
+from manifests import bare_manifest
 from pydantic import SecretStr
 
 from keek.v1 import release_service_pb2_grpc
@@ -44,20 +45,16 @@ WATCHERS = 2
 
 def manifest(release_id: str, number: int, *gates: GateResult, forced_reason: str = "") -> Manifest:
     """Of the release that was made at second `number`."""
-    tower = TowerVersion(version=number + 1, sha256="", size_bytes=1)
-    return Manifest(
-        release_id=release_id,
-        create_time_us=number * 1_000_000,
-        user_tower=tower,
-        video_tower=TowerVersion(version=number + 2, sha256="", size_bytes=1),
-        dimension=64,
-        history_length=5,
-        index=IndexReport("exact", 1200, 0, 0, 1.0, 1, 0.0),
-        files_sha256={},
-        metrics={"recall": 0.5},
-        source="run monday",
-        gates=gates,
-        forced_reason=forced_reason,
+    return bare_manifest(release_id, number).model_copy(
+        update={
+            "create_time_us": number * 1_000_000,
+            "video_tower": TowerVersion(version=number + 2, sha256="", size_bytes=1),
+            "index": IndexReport("exact", 1200, 0, 0, 1.0, 1, 0.0),
+            "metrics": {"recall": 0.5},
+            "source": "run monday",
+            "gates": gates,
+            "forced_reason": forced_reason,
+        }
     )
 
 
