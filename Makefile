@@ -67,6 +67,7 @@ bench: setup .venv/.clip-ready ## the benchmarks; JSON to benchmarks/results/ (t
 	@$(BIN)/python -m benchmarks.interactions --database postgresql
 	@$(BIN)/python -m benchmarks.trending
 	@$(BIN)/python -m benchmarks.freshness
+	@$(BIN)/python -m benchmarks.retrieval --videos 10000 1000000
 	@$(BIN)/python -m benchmarks.torture
 	@$(BIN)/python -m benchmarks.bad_videos
 	@$(BIN)/python -m benchmarks.ingest

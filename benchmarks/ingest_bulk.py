@@ -25,7 +25,7 @@ from tqdm import tqdm
 from benchmarks.bulk_corpus import export_towers, make_catalogue, user_queries
 from benchmarks.servers import report
 from keek_server.embedded import EmbeddedStack
-from keek_server.retrieval.build import build_index
+from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.clip_index import build_clip_index
 from keek_server.retrieval.index import FaissIndex, Vectors
 from keek_server.settings import Settings
@@ -165,8 +165,7 @@ def _index(vectors: Vectors, queries: Vectors, settings: Settings) -> dict[str, 
         index, built = build_index(
             vectors,
             queries,
-            exact_below=settings.index_exact_below,
-            recall_target=settings.index_recall_target,
+            IndexOptions(exact_below=settings.index_exact_below, recall_target=settings.index_recall_target),
         )
         progress.update()
     return {

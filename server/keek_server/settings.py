@@ -5,7 +5,7 @@ in the code reads the environment.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -182,7 +182,12 @@ class Settings(BaseSettings):
     index_exact_below: Annotated[int, Field(ge=0)] = 20_000
     """Corpora smaller than this are searched exactly."""
     index_recall_target: Share = 0.99
-    """recall@100 against exact search that nprobe is tuned to when an index is built."""
+    """recall@100 against exact search that an index is tuned to when it is built."""
+    index_memory_mib: Annotated[int | None, Field(ge=1)] = None
+    """What the index of videos may take in memory, per machine; as much as it needs by default. A smaller one
+    keeps codes of its vectors, and scores the best candidates again by the whole ones."""
+    index_kind: Literal["exact", "ivf_flat", "ivf_fp16", "ivf_sq8", "ivf_pq", "hnsw"] | None = None
+    """The kind of index; by default the fastest one that fits."""
     fresh_limit: Annotated[int, Field(ge=1)] = 100_000
     """Videos newer than the index that are searched beside it; of more, the newest. Each takes about
     1.5 KiB. As many users are kept with vectors newer than the release."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
-import faiss
 import numpy as np
 import pytest
 from projecting import Parts, open_parts
@@ -25,8 +24,8 @@ from keek_server.feed.sources import PopularSource
 from keek_server.feed.types import Candidate, FeedContext, FeedPage, FeedQuery, FeedSource
 from keek_server.interactions.projection import UserState
 from keek_server.releases.release import Corpus, Release
+from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.ids import hash_id
-from keek_server.retrieval.index import FaissIndex
 from keek_server.settings import Settings
 from keek_training.hourly.feeds import make_feeds
 
@@ -45,10 +44,9 @@ def release() -> Release:
         "vectors": rng.normal(size=(COUNT, 64)).astype(np.float32),
         "owners": np.array([hash_id(f"o{i // 2}") for i in range(COUNT)], np.uint64),
     }
-    index = faiss.IndexFlatIP(64)
-    index.add(columns["vectors"])  # type: ignore[call-arg]
+    index, _ = build_index(columns["vectors"], columns["vectors"], IndexOptions(COUNT + 1, 1.0))
     corpus = Corpus.build(IDS, columns, np.arange(COUNT))
-    return Release(manifest("r1", 1), corpus, FaissIndex(index, 0), None, None)
+    return Release(manifest("r1", 1), corpus, index, None, None)
 
 
 @pytest.fixture

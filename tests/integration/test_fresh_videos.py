@@ -17,7 +17,7 @@ from keek_server.releases.follower import CatalogueFollower
 from keek_server.releases.fresh import FreshVideos
 from keek_server.releases.manifest import Manifest, TowerVersion
 from keek_server.releases.release import VIDEO_COLUMNS, Corpus, Release
-from keek_server.retrieval.build import build_index
+from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.fresh import VECTORS
 from keek_server.retrieval.live import Query
 from keek_server.storage.database import Database
@@ -69,7 +69,9 @@ def release(count: int = 50, catalogue_seq: int = 0) -> Release:
     rng = np.random.default_rng(1)
     columns = {name: np.zeros((count, *column.shape), column.dtype) for name, column in VIDEO_COLUMNS.items()}
     columns[VECTORS] = rng.normal(size=(count, DIMENSION)).astype(np.float32)
-    index, report = build_index(columns[VECTORS], columns[VECTORS], exact_below=1000, recall_target=1.0)
+    index, report = build_index(
+        columns[VECTORS], columns[VECTORS], IndexOptions(exact_below=1000, recall_target=1.0)
+    )
     manifest = Manifest(
         release_id="r",
         create_time_us=0,

@@ -19,7 +19,7 @@ from keek_server.feed.history import history_inputs
 from keek_server.interactions.kinds import KINDS
 from keek_server.interactions.projection import HistoryEntry
 from keek_server.releases.manifest import GateResult
-from keek_server.retrieval.build import build_index
+from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.index import IndexReport
 from keek_server.settings import Settings
 from keek_server.storage.database import Database, open_database
@@ -86,7 +86,7 @@ class Bench:
     def built(self, version: int, vectors: npt.NDArray[np.float32]) -> Measured:
         """A version with these vectors of its videos."""
         corpus = build_corpus(self.catalogue, vectors)
-        index, report = build_index(vectors, vectors[:50], exact_below=1000, recall_target=0.99)
+        index, report = build_index(vectors, vectors[:50], IndexOptions(exact_below=1000, recall_target=0.99))
         source = self.source(version)
         return Measured(version, version, HISTORY, corpus, index, report, source)
 

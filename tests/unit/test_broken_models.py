@@ -13,7 +13,7 @@ from benchmarks.rotated_towers import write_rotated
 from benchmarks.tower_files import TowerFiles, Towers
 from gate_towers import slow, video_tower
 
-from keek_server.retrieval.build import build_index
+from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.settings import Settings
 from keek_server.towers.contract import USER_TOWER
 from keek_server.towers.features import Tensors, video_features
@@ -111,7 +111,7 @@ def test_an_index_cannot_tell_videos_apart_that_all_score_the_same(
         assert users is not None
         ids = [f"v{i}" for i in range(600)]
         videos = videos_of(files, video_features(ids, ids, [["cats"]] * 600, [10.0] * 600))
-        _, report = build_index(videos, np.asarray(users), exact_below=0, recall_target=0.99)
+        _, report = build_index(videos, np.asarray(users), IndexOptions(exact_below=0, recall_target=0.99))
         recalls.append(report.recall_at_100)
     assert recalls[1] < SETTINGS.gate_recall <= recalls[0]
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 
 from keek_server.releases.release import CLIP
-from keek_server.retrieval.build import build_index
+from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.fresh import VECTORS, Column
 from keek_server.retrieval.ids import IdTable
 from keek_server.retrieval.index import Mask, Vectors
@@ -65,7 +65,7 @@ def search() -> Iterator[Search]:
     # Of lengths that differ much, so that the order by cosine is another one than by dot product.
     lengths = rng.uniform(0.2, 2.0, (COUNT, 1))
     rows = (lengths * rng.normal(size=(COUNT, DIMENSION))).astype(np.float32)
-    built, _ = build_index(rows, rows[:50], exact_below=10_000, recall_target=1.0)
+    built, _ = build_index(rows, rows[:50], IndexOptions(exact_below=10_000, recall_target=1.0))
     table = IdTable.build(IDS)
     index = Observed(
         {VECTORS: built, CLIP: built}, table, {VECTORS: rows}, fresh_columns=COLUMNS, fresh_limit=1000

@@ -6,7 +6,7 @@ import pytest
 from keek_server.interactions.kinds import InteractionKind
 from keek_server.interactions.projection import HistoryEntry
 from keek_server.releases.release import Corpus
-from keek_server.retrieval.build import build_index
+from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.fresh import VECTORS
 from keek_server.settings import Settings
 from keek_training.gates.measured import Measured
@@ -94,7 +94,7 @@ def test_feeds_leave_out_what_was_seen_and_overlaps_are_shares_of_the_live_one()
     vectors = np.zeros((30, 64), np.float32)
     vectors[:, 0] = np.arange(30, 0, -1)
     corpus = corpus_of(vectors)
-    index, report = build_index(vectors, vectors[:5], exact_below=100, recall_target=0.9)
+    index, report = build_index(vectors, vectors[:5], IndexOptions(exact_below=100, recall_target=0.9))
     release = Measured(1, 1, 5, corpus, index, report)
     request = Request("u", tuple(history(("v0", VIEW), ("v2", VIEW), ("gone", VIEW))), "v1", 0)
     found = feeds(release, vectors[:1], [request], 3)

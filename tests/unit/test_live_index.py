@@ -3,15 +3,14 @@
 import threading
 from pathlib import Path
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from keek_server.retrieval.build import build_index
+from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.fresh import VECTORS, Column, Columns, FreshPart
 from keek_server.retrieval.ids import IdTable
-from keek_server.retrieval.index import FaissIndex, Mask
+from keek_server.retrieval.index import Mask
 from keek_server.retrieval.live import LiveIndex, Query
 
 DIMENSION = 8
@@ -42,7 +41,9 @@ class Reference:
 def main(request: pytest.FixtureRequest) -> tuple[LiveIndex, Reference]:
     rows, ids = vectors(500, 1), [f"v{i}" for i in range(500)]
     index, _ = build_index(
-        rows, vectors(50, 2), exact_below=1000 if request.param == "exact" else 0, recall_target=1.0
+        rows,
+        vectors(50, 2),
+        IndexOptions(exact_below=1000 if request.param == "exact" else 0, recall_target=1.0),
     )
     live = LiveIndex(
         {VECTORS: index}, IdTable.build(ids), columns(rows, 1), fresh_columns=COLUMNS, fresh_limit=100_000
@@ -106,10 +107,11 @@ def test_a_filter_holds_for_the_main_and_the_fresh_part(main: tuple[LiveIndex, R
 def test_a_filter_that_few_videos_meet_finds_them_all(main: tuple[LiveIndex, Reference]) -> None:
     live, reference = main
     few = {f"v{i}" for i in (3, 77, 140, 392, 499)}
-    chosen = np.array([f"v{i}" in few for i in range(500)])
+    np.asarray(live.columns["owners"])[[int(id_[1:]) for id_ in few]] = 5
 
     def allowed(own: Columns) -> Mask:
-        return chosen if len(own["owners"]) == 500 else np.zeros(len(own["owners"]), np.bool_)
+        mask: Mask = own["owners"] == 5
+        return mask
 
     for query in vectors(5, 4):
         (hits,) = live.search([Query(query, 10, allowed)])
@@ -186,12 +188,13 @@ def test_searches_in_another_thread_see_whole_rows_while_rows_come() -> None:
 
 def test_an_index_of_another_column_is_searched_by_that_column(tmp_path: Path) -> None:
     wide = np.random.default_rng(1).normal(size=(20, 16)).astype(np.float32)
-    flat = faiss.IndexFlatIP(16)
-    flat.add(wide)
     rows, ids = vectors(20, 1), [f"v{i}" for i in range(20)]
-    index, _ = build_index(rows, rows, exact_below=100, recall_target=1.0)
+    index, _ = build_index(rows, rows, IndexOptions(exact_below=100, recall_target=1.0))
     live = LiveIndex(
-        {VECTORS: index, "clip": FaissIndex(flat, 0)},
+        {
+            VECTORS: index,
+            "clip": build_index(wide, wide, IndexOptions(exact_below=100, recall_target=1.0))[0],
+        },
         IdTable.build(ids),
         columns(rows),
         fresh_columns={**COLUMNS, "clip": Column(np.float16, (16,))},
@@ -205,7 +208,7 @@ def test_an_index_of_another_column_is_searched_by_that_column(tmp_path: Path) -
 def test_rows_that_leave_the_fresh_part_are_found_as_they_were_built() -> None:
     """A corpus that is imported again, and is larger than the fresh part, stays whole."""
     rows, ids = vectors(20_000, 1), [f"v{i}" for i in range(20_000)]
-    index, _ = build_index(rows, rows[:50], exact_below=100_000, recall_target=1.0)
+    index, _ = build_index(rows, rows[:50], IndexOptions(exact_below=100_000, recall_target=1.0))
     live = LiveIndex(
         {VECTORS: index}, IdTable.build(ids), columns(rows), fresh_columns=COLUMNS, fresh_limit=5000
     )
@@ -241,3 +244,69 @@ def test_a_query_that_is_not_finite_spoils_no_other() -> None:
     hits = part.search(queries, 1)
     assert not np.isfinite(hits.scores[0]).any()
     assert hits.scores[1].tolist() == [DIMENSION]
+
+
+LARGE = 20_000
+
+
+@pytest.fixture(scope="module", params=["exact", "ivf_fp16"])
+def large(request: pytest.FixtureRequest) -> tuple[LiveIndex, Float32Array]:
+    """Rows whose first value says on which side they lie, owner 1 on the positive one."""
+    rows = vectors(LARGE, 1)
+    index, _ = build_index(rows, vectors(50, 2), IndexOptions(0, 1.0, kind=request.param))
+    own = columns(rows)
+    own["owners"] = (rows[:, 0] > 0).astype(np.uint64)
+    table = IdTable.build([f"v{i}" for i in range(LARGE)])
+    return LiveIndex({VECTORS: index}, table, own, fresh_columns=COLUMNS, fresh_limit=100), rows
+
+
+def best_of(rows: Float32Array, query: Float32Array, k: int, may: npt.NDArray[np.bool_]) -> set[int]:
+    return set(np.argsort(-np.where(may, rows @ query, -np.inf), kind="stable")[:k].tolist())
+
+
+@pytest.mark.parametrize("side", [-4.0, -1.0, 0.0, 1.0, 4.0])
+@pytest.mark.parametrize("k", [10, 100])
+def test_a_filter_finds_the_best_also_where_few_lie_near_the_query(
+    large: tuple[LiveIndex, Float32Array], side: float, k: int
+) -> None:
+    live, rows = large
+    query = vectors(1, 4)[0]
+    query[0] = side
+    (hits,) = live.search([Query(query, k, lambda own: own["owners"] == 1)])
+    expected = best_of(rows, query, k, rows[:, 0] > 0)
+    assert len(hits) == k
+    # In float16 two of nearly the same score may change places at the end.
+    assert len(expected & set(hits.rows.tolist())) >= k - 1
+
+
+def test_a_filter_that_many_rows_meet_is_asked_about_few(large: tuple[LiveIndex, Float32Array]) -> None:
+    live, _ = large
+    asked = []
+
+    def allowed(own: Columns) -> Mask:
+        asked.append(len(own["owners"]))
+        mask: Mask = own["owners"] == 1
+        return mask
+
+    query = vectors(1, 4)[0]
+    query[0] = 1.0
+    live.search([Query(query, 10, allowed)])
+    # A sample of all, what was found, and the fresh part.
+    assert sum(asked) < LARGE / 4
+
+
+def test_what_lies_behind_many_removed_rows_is_found() -> None:
+    rows = vectors(LARGE, 1)
+    index, _ = build_index(rows, vectors(50, 2), IndexOptions(0, 1.0, kind="exact"))
+    table = IdTable.build([f"v{i}" for i in range(LARGE)])
+    live = LiveIndex({VECTORS: index}, table, columns(rows), fresh_columns=COLUMNS, fresh_limit=100)
+    query = vectors(1, 4)[0]
+    nearest = np.argsort(-(rows @ query))
+    live.remove([f"v{row}" for row in nearest[:700]])
+    others = vectors(3, 5)
+    found = live.search([Query(query, 100), *(Query(other, 100) for other in others)])
+    assert found[0].rows.tolist() == nearest[700:800].tolist()
+    alive = np.ones(LARGE, np.bool_)
+    alive[nearest[:700]] = False
+    for other, hits in zip(others, found[1:], strict=True):
+        assert set(hits.rows.tolist()) == best_of(rows, other, 100, alive)

@@ -148,10 +148,11 @@ class Release:
     @classmethod
     def _open(cls, folder: Path, manifest: Manifest) -> "Release":
         clip, users = manifest.clip_index, manifest.user_index
+        corpus = Corpus.open(folder)
         return cls(
             manifest,
-            Corpus.open(folder),
-            FaissIndex.open(folder / INDEX_FILE, manifest.index),
+            corpus,
+            FaissIndex.open(folder / INDEX_FILE, manifest.index, corpus.vectors),
             FaissIndex.open(folder / CLIP_INDEX_FILE, clip) if clip else None,
             Audience.open(folder, users) if users else None,
         )

@@ -5,15 +5,14 @@ import time
 import faiss
 import numpy as np
 
-from keek_server.retrieval.build import recall_at_k
 from keek_server.retrieval.index import (
     RECALL_AT,
     FaissIndex,
     IndexReport,
     Mask,
     Vectors,
-    search_parameters,
 )
+from keek_server.retrieval.tuning import recall_at_k
 from keek_server.towers.features import Float16Array
 
 _QUERIES = 256
@@ -45,14 +44,14 @@ def build_clip_index(
         index = faiss.IndexIDMap(_flat(vectors.shape[1]))
         _add(index, vectors, rows)
         report = IndexReport("exact_fp16", len(rows), 0, 0, 1.0, len(queries), time.perf_counter() - started)
-        return FaissIndex(index, 0), report
+        return FaissIndex(index, report), report
     ivf = _trained(vectors, rows, rng)
     _add(ivf, vectors, rows)
     nprobe, recall = _tune(ivf, vectors, rows, queries, recall_target)
     report = IndexReport(
         "ivf_sq8", len(rows), ivf.nlist, nprobe, recall, len(queries), time.perf_counter() - started
     )
-    return FaissIndex(ivf, nprobe), report
+    return FaissIndex(ivf, report), report
 
 
 def _flat(dimension: int) -> faiss.IndexScalarQuantizer:
@@ -95,7 +94,8 @@ def _tune(
     nprobe, recall = 0, 0.0
     while nprobe < ivf.nlist:
         before, nprobe = recall, min(max(1, 2 * nprobe), ivf.nlist)
-        _, found = ivf.search(queries, exact.shape[1], params=search_parameters(nprobe))
+        ivf.nprobe = nprobe
+        _, found = ivf.search(queries, exact.shape[1])
         recall = recall_at_k(found, exact)
         # What the 8 bits cost, no number of lists brings back.
         if recall >= target or recall - before < _LEAST_GAIN:

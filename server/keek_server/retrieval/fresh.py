@@ -13,7 +13,7 @@ Columns = Mapping[str, npt.NDArray[Any]]
 """Arrays by name, a row a video (or user), as a filter reads them."""
 
 Allowed = Callable[[Columns], Mask]
-"""Which rows may be found."""
+"""Which rows may be found. Each row is judged by itself: it is asked about any part of them."""
 
 VECTORS = "vectors"
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import faiss
 import numpy as np
@@ -14,10 +14,16 @@ Scores = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 
-IndexKind = Literal["exact", "ivf_flat", "exact_fp16", "ivf_sq8"]
+IndexKind = Literal["exact", "ivf_flat", "ivf_fp16", "ivf_sq8", "ivf_pq", "hnsw", "exact_fp16"]
 
-RECALL_AT = 100
+RECALL_AT: Final = 100
 """The k of the recall that an index is tuned to."""
+
+_SCORED_ALONE: Final = 65_536
+"""Of so few rows that may be found, all are scored: nothing else is sure to find what lies far away."""
+
+Efforts = tuple[tuple[int, int], ...]
+"""Pairs of a depth (how many of the best rows are wanted) and the effort that finds them, both ascending."""
 
 
 class Index(Protocol):
@@ -31,8 +37,8 @@ class Index(Protocol):
             allowed: bool [rows], which may be found; all by default.
 
         Returns:
-            Scores float32 [n, k], descending, and rows int64 [n, k]; where fewer than k
-            were found, the rest of a query's rows are -1.
+            Scores float32 [n, at most k], descending, and rows int64 beside them; where a query finds
+            less, its last rows are -1. Less than k are found only where there are no more.
         """
         ...
 
@@ -44,35 +50,61 @@ class IndexReport:
     kind: IndexKind
     videos: int
     nlist: int
+    """Lists of an IVF index; 0 of others."""
     nprobe: int
+    """Lists that are searched for the first `RECALL_AT`; 0 of others."""
     recall_at_100: float
     """Against exact search, over `recall_queries` queries."""
     recall_queries: int
     build_s: float
+    efforts: Efforts = ()
+    """What it takes to find more: nprobe of an IVF index, efSearch of HNSW; none of an exact one."""
+    rerank: int = 0
+    """Candidates per row wanted that are scored again by their whole vectors; 0: none."""
 
     def as_dict(self) -> dict[str, Any]:
         """For the manifest."""
         return asdict(self)
 
+    def effort(self, depth: float) -> int:
+        """The effort that finds the best `depth` rows; 0 where the index takes none.
+
+        That of the next depth that was measured, beyond the last in proportion.
+        """
+        known = self.efforts or (((RECALL_AT, self.nprobe),) if self.nprobe else ())
+        if not known:
+            return 0
+        deepest, most = known[-1]
+        found = next((effort for own, effort in known if depth <= own), math.ceil(most * depth / deepest))
+        # HNSW keeps as many candidates as it finds rows.
+        return min(found, self.nlist) if self.nlist else max(found, math.ceil(depth))
+
 
 class FaissIndex:
     """A FAISS index. Searches release the GIL and use the caller's thread alone."""
 
-    def __init__(self, index: Any, nprobe: int) -> None:
+    def __init__(self, index: Any, report: IndexReport, vectors: Vectors | None = None) -> None:
+        """
+        Args:
+            index: Of FAISS, by inner product.
+            report: How it was built.
+            vectors: float32 [rows, dimension], what it was built of; needed where candidates are scored
+                again. With them, few rows that may be found are scored without the index.
+        """
         self._index = index
-        self._nprobe = nprobe
-        self._nlist = faiss.extract_index_ivf(index).nlist if nprobe else 0
+        self._report = report
+        self._vectors = vectors
 
     @classmethod
-    def open(cls, path: Path, report: IndexReport) -> "FaissIndex":
+    def open(cls, path: Path, report: IndexReport, vectors: Vectors | None = None) -> "FaissIndex":
         """Maps an index file: its pages are shared between processes and read when needed."""
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
-        return cls(index, report.nprobe)
+        return cls(index, report, vectors)
 
     @classmethod
     def empty(cls, dimension: int) -> "FaissIndex":
         """An index that finds nothing."""
-        return cls(faiss.IndexFlatIP(dimension), 0)
+        return cls(faiss.IndexFlatIP(dimension), IndexReport("exact", 0, 0, 0, 1.0, 0, 0.0))
 
     def save(self, path: Path) -> None:
         """Writes the index file."""
@@ -80,30 +112,79 @@ class FaissIndex:
 
     def search(self, queries: Vectors, k: int, allowed: Mask | None = None) -> tuple[Scores, Rows]:
         """See `Index.search`."""
-        k = min(k, self._index.ntotal)
-        if k == 0:
+        count = self._index.ntotal if allowed is None else int(np.count_nonzero(allowed))
+        k = min(k, count)
+        if k <= 0:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-        nprobe = self._nprobe
-        if nprobe and allowed is not None:
-            # Where few rows may be found, as many of them lie in as many more lists.
-            share = max(1, int(np.count_nonzero(allowed))) / len(allowed)
-            nprobe = min(math.ceil(nprobe / share), self._nlist)
-        scores, rows = self._index.search(queries, k, params=search_parameters(nprobe, allowed))
-        return scores, rows
+        depth = float(k)
+        if allowed is not None:
+            if self._vectors is not None and count <= _SCORED_ALONE:
+                return _score(queries, self._vectors, np.flatnonzero(allowed), k)
+            # Where a share of the rows may be found, the k best of them are among so many.
+            depth = k * len(allowed) / count
+        scores, found = self._search(queries, k, self._report.effort(depth), allowed)
+        short = found[:, -1] < 0
+        if short.any():
+            for place in np.flatnonzero(short):
+                scores[place], found[place] = self._search_all(queries[place : place + 1], k, allowed)
+        return scores, found
+
+    def _search_all(self, query: Vectors, k: int, allowed: Mask | None) -> tuple[Scores, Rows]:
+        """For a query to which the chosen lists, or the links, did not offer enough."""
+        if self._report.nlist or self._vectors is None:
+            return self._search(query, k, self._report.nlist, allowed)
+        rows = np.arange(len(self._vectors)) if allowed is None else np.flatnonzero(allowed)
+        return _score(query, self._vectors, rows, k)
+
+    def _search(
+        self, queries: Vectors, k: int, effort: int, allowed: Mask | None = None
+    ) -> tuple[Scores, Rows]:
+        parameters = search_parameters(self._report, effort, allowed)
+        if not self._report.rerank or self._vectors is None:
+            scores, rows = self._index.search(queries, k, params=parameters)
+            return scores, rows
+        width = min(max(k, RECALL_AT) * self._report.rerank, self._index.ntotal)
+        _, rows = self._index.search(queries, width, params=parameters)
+        scores = np.einsum("nd,nkd->nk", queries, self._vectors[np.maximum(rows, 0)])
+        scores[rows < 0] = -np.inf
+        return best(scores, rows, k)
 
 
-def search_parameters(nprobe: int, allowed: Mask | None = None) -> Any:
+def _score(queries: Vectors, vectors: Vectors, rows: Rows, k: int) -> tuple[Scores, Rows]:
+    scores: Scores = queries @ vectors[rows].T
+    return best(scores, np.broadcast_to(rows, scores.shape), k)
+
+
+def best(scores: Scores, rows: Rows, k: int) -> tuple[Scores, Rows]:
+    """The k rows with the largest scores, [n, k], descending; equal ones in the order of rows.
+
+    Args:
+        scores: float32 [n, m], m >= k.
+        rows: int64 [n, m].
+        k: At least 1.
+    """
+    if scores.shape[1] > k:
+        kept = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+        scores, rows = np.take_along_axis(scores, kept, axis=1), np.take_along_axis(rows, kept, axis=1)
+    order = np.lexsort((rows, -scores), axis=1)
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+def search_parameters(report: IndexReport, effort: int, allowed: Mask | None = None) -> Any:
     """Parameters of one call: the index itself stays as it is. None where the index needs none.
 
     Args:
-        nprobe: Lists that are searched; 0 where the index has none.
+        report: Of the index.
+        effort: See `IndexReport.effort`.
         allowed: See `Index.search`.
     """
     given: dict[str, Any] = {}
-    if nprobe:
-        given["nprobe"] = nprobe
     if allowed is not None:
         given["sel"] = faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))  # type: ignore[call-arg, arg-type]
-    if not given:
-        return None
-    return faiss.SearchParametersIVF(**given) if nprobe else faiss.SearchParameters(**given)
+    if report.nlist:
+        given["nprobe"] = effort
+        return faiss.SearchParametersIVF(**given)
+    if report.kind == "hnsw":
+        given["efSearch"] = effort
+        return faiss.SearchParametersHNSW(**given)  # type: ignore[attr-defined]
+    return faiss.SearchParameters(**given) if given else None

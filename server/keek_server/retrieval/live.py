@@ -1,8 +1,9 @@
 """An index that lives: the main part as it was built, and what changed since, searched as one."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,14 @@ from keek_server.retrieval.ids import IdTable
 from keek_server.retrieval.index import Index, Mask, Rows, Scores, Vectors
 
 Float32Array = npt.NDArray[np.float32]
+
+_SAMPLE: Final = 4096
+"""Rows that say which share of all meets a filter."""
+_ROOM: Final = 1.25
+_ROOM_LEAST: Final = 16
+_DEEPEST_LEAST: Final = 1024
+_DEEPEST_PART: Final = 128
+"""Deeper than into this part of the rows, asking a filter about all of them costs less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,26 @@ class Hits:
         ]
 
 
+class _RowsOf(Mapping[str, npt.NDArray[Any]]):
+    """Some rows of columns. Only the columns that are looked at are read, once each."""
+
+    def __init__(self, columns: Columns, rows: Rows) -> None:
+        self._columns = columns
+        self._rows = rows
+        self._read: dict[str, npt.NDArray[Any]] = {}
+
+    def __getitem__(self, name: str) -> npt.NDArray[Any]:
+        if name not in self._read:
+            self._read[name] = self._columns[name][self._rows]
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+
 class LiveIndex:
     """A main index, its tombstones and its fresh part. One writer; searches in any thread.
 
@@ -87,6 +116,11 @@ class LiveIndex:
         self.fresh = FreshPart(fresh_columns, limit=fresh_limit)
         self._dead = np.zeros(len(ids), np.bool_)
         self._dead_count = 0
+        count = len(ids)
+        self._sample = np.random.default_rng(0).permutation(count)[:_SAMPLE]
+        self._sample.sort()
+        self._sampled = _RowsOf(columns, self._sample)
+        self._deepest = max(_DEEPEST_LEAST, count // _DEEPEST_PART)
 
     def put(self, ids: Sequence[str], columns: Columns) -> None:
         """Adds rows, or replaces those of the same ids."""
@@ -126,40 +160,88 @@ class LiveIndex:
         return known, vectors[known]
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:
-        """The rows with the largest dot products, for each query."""
+        """The rows with the largest dot products, for each query; fewer than wanted only where there are no
+        more."""
         hits: dict[int, Hits] = {}
         together: dict[str, list[int]] = {}
         for place, query in enumerate(queries):
             if query.allowed is None:
                 together.setdefault(query.by, []).append(place)
             else:
-                (hits[place],) = self._search_alike([query])
+                hits[place] = self._search_filtered(query, query.allowed)
         for places in together.values():
-            found = self._search_alike([queries[place] for place in places])
+            found = self._search_together([queries[place] for place in places])
             hits.update(zip(places, found, strict=True))
         return [hits[place] for place in range(len(queries))]
 
-    def _search_alike(self, queries: Sequence[Query]) -> list[Hits]:
-        """Searches one column for several queries, all with the first one's filter."""
-        by, allowed = queries[0].by, queries[0].allowed
+    def _search_together(self, queries: Sequence[Query]) -> list[Hits]:
+        """Searches one column for several queries without filters."""
+        by = queries[0].by
         vectors = np.stack([query.vector for query in queries])
         widest = max(query.k for query in queries)
-        scores, rows = self._indexes[by].search(vectors, widest, self._findable(allowed))
-        fresh = self.fresh.search(vectors, widest, allowed, by)
-        return [self._merged(query, scores[i], rows[i], fresh, i) for i, query in enumerate(queries)]
+        # Room for rows that were removed, if they lie as all others do.
+        depth = widest + math.ceil(widest * self._dead_count / max(1, len(self.ids) - self._dead_count))
+        scores, rows = self._indexes[by].search(vectors, depth)
+        alive = self._alive(rows)
+        fresh = self.fresh.search(vectors, widest, None, by)
+        found = []
+        for place, query in enumerate(queries):
+            own = alive[place]
+            if own.sum() < query.k and self._may_hold_more(rows[place], depth):
+                found.append(self._search_filtered(query, None))
+            else:
+                found.append(self._merged(query, scores[place][own], rows[place][own], fresh, place))
+        return found
 
-    def _findable(self, allowed: Allowed | None) -> Mask | None:
-        alive = ~self._dead if self._dead_count else None
-        if allowed is None:
-            return alive
-        chosen = allowed(self.columns)
-        return chosen if alive is None else chosen & alive
+    def _search_filtered(self, query: Query, allowed: Allowed | None) -> Hits:
+        """Searches for one query, alone."""
+        scores, rows = self._search_main(query, allowed)
+        fresh = self.fresh.search(query.vector[None], query.k, allowed, query.by)
+        return self._merged(query, scores, rows, fresh, 0)
+
+    def _search_main(self, query: Query, allowed: Allowed | None) -> tuple[Scores, Rows]:
+        """What the main part has, [found] each.
+
+        A filter that many rows meet is asked about the best rows, as many as should be enough; it is asked
+        about all rows only when few meet it.
+        """
+        vector, index = query.vector[None], self._indexes[query.by]
+        share = self._share(allowed)
+        while share and (depth := math.ceil(_ROOM * query.k / share) + _ROOM_LEAST) <= self._deepest:
+            scores, rows = index.search(vector, depth)
+            met = self._alive(rows[0])
+            if allowed is not None:
+                met[met] = allowed(_RowsOf(self.columns, rows[0][met]))
+            count = int(met.sum())
+            if count >= query.k or not self._may_hold_more(rows[0], depth):
+                return scores[0][met], rows[0][met]
+            # Fewer lie near this query than elsewhere.
+            share = min(share / 2, count / depth)
+        findable = ~self._dead if allowed is None else allowed(self.columns) & ~self._dead
+        scores, rows = index.search(vector, query.k, findable)
+        met = self._alive(rows[0])
+        return scores[0][met], rows[0][met]
+
+    @staticmethod
+    def _may_hold_more(rows: Rows, depth: int) -> bool:
+        """Whether a search that was to find `depth` rows has found that many."""
+        return len(rows) == depth and bool(rows[-1] >= 0)
+
+    def _share(self, allowed: Allowed | None) -> float:
+        """Which share of the rows may be found, about."""
+        alive = ~self._dead[self._sample]
+        if allowed is not None:
+            alive &= allowed(self._sampled)
+        return float(alive.mean()) if len(alive) else 0.0
+
+    def _alive(self, rows: Rows) -> Mask:
+        """Which rows were found and are there. Asked before the fresh part is searched, which has what is
+        replaced before it is marked as dead here: nothing is lost between the two."""
+        return (rows >= 0) & ~self._dead[rows]
 
     def _merged(self, query: Query, scores: Scores, rows: Rows, fresh: FreshHits, place: int) -> Hits:
-        # What was replaced since the main part was searched is in the fresh part by now.
-        found = (rows >= 0) & ~self._dead[rows]
-        scores = np.concatenate([scores[found], fresh.scores[place]])
-        rows = np.concatenate([rows[found], fresh.rows[place] + len(self.ids)])
+        scores = np.concatenate([scores, fresh.scores[place]])
+        rows = np.concatenate([rows, fresh.rows[place] + len(self.ids)])
         # Equal scores in the order of rows, so that the pages of a search follow each other.
         order = np.lexsort((rows, -scores))[: query.k]
         order = order[np.isfinite(scores[order])]

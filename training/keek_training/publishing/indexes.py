@@ -1,14 +1,13 @@
 """The indexes of a release: videos by the video tower and by CLIP, and users."""
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from keek_server.errors import SetupError
 from keek_server.releases.release import CLIP_INDEX_FILE, INDEX_FILE, Audience, Corpus
-from keek_server.retrieval.build import build_index
+from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.clip_index import build_clip_index
 from keek_server.retrieval.fresh import VECTORS, Columns
 from keek_server.retrieval.ids import IdTable, hash_all
@@ -68,10 +67,13 @@ def build_indexes(
     """
     if not user_ids:
         raise SetupError("no interactions with videos of the catalogue: import interactions first")
-    build = partial(
-        build_index, exact_below=settings.index_exact_below, recall_target=settings.index_recall_target
+    options = IndexOptions(
+        exact_below=settings.index_exact_below,
+        recall_target=settings.index_recall_target,
+        memory_mib=settings.index_memory_mib,
+        kind=settings.index_kind,
     )
-    index, report = build(corpus.vectors, users[:_RECALL_QUERIES])
+    index, report = build_index(corpus.vectors, users[:_RECALL_QUERIES], options)
     clip = None
     if catalogue.has_clip.any():
         clip = build_clip_index(
@@ -82,5 +84,7 @@ def build_indexes(
         )
     # Videos ask for users: a sample of their vectors is what recall is measured with.
     sample = np.random.default_rng(0).integers(0, len(corpus.vectors), _RECALL_QUERIES)
-    user_index, user_report = build(users, np.asarray(corpus.vectors[sample]))
+    # Vectors of users are kept in their index alone: they cannot be scored again by others.
+    options = replace(options, kind="exact" if len(users) < settings.index_exact_below else "ivf_flat")
+    user_index, user_report = build_index(users, np.asarray(corpus.vectors[sample]), options)
     return Indexes(index, report, clip, (Audience(IdTable.build(user_ids), user_index), user_report))

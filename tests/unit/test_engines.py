@@ -1,0 +1,178 @@
+"""The contract of every kind of main index, compared with brute force, before and after save and load."""
+
+import asyncio
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import numpy as np
+import pytest
+
+from keek_server.retrieval.build import IndexOptions, build_index
+from keek_server.retrieval.engines import bytes_per_vector, choose
+from keek_server.retrieval.fresh import VECTORS
+from keek_server.retrieval.ids import IdTable
+from keek_server.retrieval.index import FaissIndex, IndexKind, IndexReport, Mask, Rows, Vectors
+from keek_server.retrieval.live import LiveIndex, Query
+from keek_server.retrieval.searcher import Searcher, search_executor
+from keek_server.retrieval.tuning import recall_at_k
+
+KINDS = [kind for kind in get_args(IndexKind) if kind != "exact_fp16"]
+COUNT = 6000
+TARGET = 0.99
+
+
+def clustered(count: int, seed: int) -> Vectors:
+    """Near 50 centres, of lengths that differ, as video towers give them."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(0).normal(size=(50, 64))
+    near = centres[rng.integers(0, 50, count)] + 0.5 * rng.normal(size=(count, 64))
+    return (near * rng.uniform(0.8, 1.2, (count, 1))).astype(np.float32)
+
+
+VIDEOS, USERS = clustered(COUNT, 1), clustered(200, 2)
+SCORES = USERS @ VIDEOS.T
+
+
+class Built(NamedTuple):
+    index: FaissIndex
+    report: IndexReport
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def built(request: pytest.FixtureRequest) -> Built:
+    index, report = build_index(VIDEOS, USERS, IndexOptions(0, TARGET, kind=request.param))
+    assert report.kind == request.param
+    return Built(index, report)
+
+
+@pytest.fixture(params=["built", "reopened"])
+def index(request: pytest.FixtureRequest, built: Built, tmp_path: Path) -> FaissIndex:
+    if request.param == "built":
+        return built.index
+    built.index.save(tmp_path / "index.faiss")
+    return FaissIndex.open(tmp_path / "index.faiss", built.report, VIDEOS)
+
+
+def exact(k: int, allowed: Mask | None = None) -> Rows:
+    scores = SCORES if allowed is None else np.where(allowed, SCORES, -np.inf)
+    return np.argsort(-scores, axis=1, kind="stable")[:, :k]
+
+
+@pytest.mark.parametrize("k", [1, 20, 100, 700, 1500])
+def test_it_finds_what_was_promised_however_deep(index: FaissIndex, k: int) -> None:
+    scores, rows = index.search(USERS, k)
+    assert rows.shape == (len(USERS), k)
+    assert recall_at_k(rows, exact(k)) >= TARGET - (0.01 if k < 100 else 0.003)
+    # Also where the index holds codes: what is shown is scored by the whole vectors, or nearly.
+    np.testing.assert_allclose(scores, np.take_along_axis(SCORES, rows, 1), rtol=2e-3, atol=2e-3)
+    assert (np.diff(scores, axis=1) <= 0).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 1.0])
+def test_a_filter_loses_nothing(index: FaissIndex, share: float) -> None:
+    allowed = np.random.default_rng(3).random(COUNT) < share
+    count = min(100, int(allowed.sum()))
+    scores, rows = index.search(USERS, 100, allowed)
+    assert rows.shape == scores.shape == (len(USERS), count)
+    assert allowed[rows].all()
+    if count:
+        assert recall_at_k(rows, exact(count, allowed)) >= TARGET
+
+
+def test_rows_that_may_be_found_and_lie_far_away_are_found(index: FaissIndex) -> None:
+    allowed = np.zeros(COUNT, np.bool_)
+    allowed[np.argsort(SCORES[0])[:50]] = True
+    _, rows = index.search(USERS[:1], 100, allowed)
+    assert sorted(rows[0].tolist()) == np.flatnonzero(allowed).tolist()
+
+
+def test_more_than_there_are_gives_what_there_is(index: FaissIndex) -> None:
+    scores, rows = index.search(USERS[:2], 2 * COUNT)
+    assert np.sort(rows, axis=1).tolist() == [list(range(COUNT))] * 2
+    assert np.isfinite(scores).all()
+    assert index.search(USERS[:2], 0)[1].shape == (2, 0)
+
+
+def test_searched_together_queries_find_what_they_find_alone(index: FaissIndex) -> None:
+    together_scores, together = index.search(USERS[:64], 50)
+    for place, query in enumerate(USERS[:64]):
+        scores, rows = index.search(query[None], 50)
+        np.testing.assert_allclose(together_scores[place], scores[0], rtol=1e-5)
+        assert together[place].tolist() == rows[0].tolist()
+
+
+async def test_batched_searches_give_what_single_ones_give(index: FaissIndex) -> None:
+    ids = IdTable.build([f"v{i}" for i in range(len(VIDEOS))])
+    live = LiveIndex({VECTORS: index}, ids, {}, fresh_columns={}, fresh_limit=1)
+    with search_executor() as executor:
+        searcher = Searcher(live, executor)
+        queries = [Query(query, 5 + i % 40) for i, query in enumerate(USERS)]
+        found = await asyncio.gather(*map(searcher.search, queries))
+    for query, hits in zip(queries, found, strict=True):
+        # A batch is as deep as its deepest query: each finds no less than alone.
+        own = live.search([query])[0]
+        assert len(hits) == query.k
+        assert hits.scores.sum() >= own.scores.sum() - 1e-3
+
+
+def test_the_measured_recall_is_the_true_one(built: Built) -> None:
+    found = built.index.search(USERS, 100)[1]
+    assert built.report.recall_at_100 == pytest.approx(recall_at_k(found, exact(100)), abs=1e-3)
+    assert built.report.recall_at_100 >= TARGET
+
+
+@pytest.mark.parametrize("count", [1, 15, 400, 30_000])
+def test_a_corpus_of_any_size_reaches_the_recall_with_no_more_lists_than_needed(count: int) -> None:
+    videos, users = clustered(count, 3), clustered(64, 4)
+    index, report = build_index(videos, users, IndexOptions(0, 0.95, kind="ivf_flat"))
+    best = np.argsort(-(users @ videos.T), axis=1, kind="stable")[:, :100]
+    assert recall_at_k(index.search(users, 100)[1], best) >= 0.95
+    assert 1 <= report.nprobe <= report.nlist <= count
+    if report.nprobe > 1:
+        _, fewer = index._search(users, best.shape[1], report.nprobe - 1)
+        assert recall_at_k(fewer, best) < 0.95
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "hnsw"])
+@pytest.mark.parametrize("count", [1, 3, 300])
+def test_every_kind_holds_a_corpus_of_any_size(kind: IndexKind, count: int) -> None:
+    videos = clustered(count, 3)
+    index, _ = build_index(videos, USERS, IndexOptions(0, 1.0, kind=kind))
+    assert sorted(index.search(USERS[:1], count)[1][0].tolist()) == list(range(count))
+
+
+def test_deeper_searches_take_more_effort_and_never_more_than_there_is() -> None:
+    report = IndexReport("ivf_flat", 10**6, 4000, 20, 0.99, 256, 1.0, efforts=((100, 20), (1000, 80)))
+    depths = (1, 100, 101, 1000, 2000, 10**6)
+    assert [report.effort(depth) for depth in depths] == [20, 20, 80, 80, 160, 4000]
+    # What earlier versions wrote.
+    assert IndexReport("ivf_flat", 10**6, 4000, 20, 0.99, 256, 1.0).effort(1000) == 200
+    hnsw = IndexReport("hnsw", 10**6, 0, 0, 0.99, 256, 1.0, efforts=((100, 150),))
+    assert [hnsw.effort(depth) for depth in (10, 100, 200, 400)] == [150, 150, 300, 600]
+    assert IndexReport("exact", 10, 0, 0, 1.0, 1, 0.0).effort(5) == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "memory_bytes", "kind"),
+    [
+        (19_999, 1, "exact"),
+        (1_000_000, None, "ivf_fp16"),
+        (1_000_000, 1_000_000 * 136, "ivf_fp16"),
+        (1_000_000, 1_000_000 * 136 - 1, "ivf_sq8"),
+        (1_000_000, 1_000_000 * 72 - 1, "ivf_pq"),
+        (1_000_000, 1, "ivf_pq"),
+    ],
+)
+def test_the_kind_is_the_most_exact_one_that_fits(
+    count: int, memory_bytes: int | None, kind: IndexKind
+) -> None:
+    assert choose(count, 64, exact_below=20_000, memory_bytes=memory_bytes) == kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_file_is_about_as_large_as_is_said(kind: IndexKind, tmp_path: Path) -> None:
+    videos = clustered(30_000, 3)
+    index, _ = build_index(videos, USERS[:8], IndexOptions(0, 0.5, kind=kind))
+    index.save(tmp_path / "index.faiss")
+    rows = 30_000 * bytes_per_vector(kind, 64)
+    assert rows <= (tmp_path / "index.faiss").stat().st_size <= 1.2 * rows + 500_000
