@@ -10,7 +10,7 @@ import pytest
 from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.fresh import VECTORS, Column, Columns, FreshPart
 from keek_server.retrieval.ids import IdTable
-from keek_server.retrieval.index import Mask
+from keek_server.retrieval.index import Mask, Rows, Scores, Vectors
 from keek_server.retrieval.live import LiveIndex, Query
 
 DIMENSION = 8
@@ -310,3 +310,25 @@ def test_what_lies_behind_many_removed_rows_is_found() -> None:
     alive[nearest[:700]] = False
     for other, hits in zip(others, found[1:], strict=True):
         assert set(hits.rows.tolist()) == best_of(rows, other, 100, alive)
+
+
+def test_a_search_does_not_go_through_all_rows_when_most_were_replaced() -> None:
+    rows = vectors(2000, 1)
+    built, _ = build_index(rows, rows[:50], IndexOptions(0, 1.0, kind="ivf_flat"))
+    depths = []
+
+    class Observed:
+        def search(self, queries: Vectors, k: int, allowed: Mask | None = None) -> tuple[Scores, Rows]:
+            depths.append(k)
+            return built.search(queries, k, allowed)
+
+    ids = [f"v{i}" for i in range(2000)]
+    live = LiveIndex(
+        {VECTORS: Observed()}, IdTable.build(ids), columns(rows), fresh_columns=COLUMNS, fresh_limit=10_000
+    )
+    for replaced in (900, 1100, 1999, 2000):
+        live.put(ids[:replaced], columns(rows[:replaced]))
+        hits = live.search([Query(query, 20) for query in vectors(8, 3)])
+        for query, own in zip(vectors(8, 3), hits, strict=True):
+            assert own.found_ids() == [f"v{row}" for row in np.argsort(-(rows @ query))[:20]]
+    assert max(depths) <= 200

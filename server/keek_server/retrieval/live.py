@@ -116,6 +116,7 @@ class LiveIndex:
         self.fresh = FreshPart(fresh_columns, limit=fresh_limit)
         self._dead = np.zeros(len(ids), np.bool_)
         self._dead_count = 0
+        # For filters.
         count = len(ids)
         self._sample = np.random.default_rng(0).permutation(count)[:_SAMPLE]
         self._sample.sort()
@@ -179,9 +180,13 @@ class LiveIndex:
         by = queries[0].by
         vectors = np.stack([query.vector for query in queries])
         widest = max(query.k for query in queries)
-        # Room for rows that were removed, if they lie as all others do.
-        depth = widest + math.ceil(widest * self._dead_count / max(1, len(self.ids) - self._dead_count))
-        scores, rows = self._indexes[by].search(vectors, depth)
+        alive_count = len(self.ids) - self._dead_count
+        if alive_count < self._dead_count:
+            depth, findable = widest, ~self._dead
+        else:
+            # Room for rows that were removed, if they lie as all others do.
+            depth, findable = widest + math.ceil(widest * self._dead_count / max(1, alive_count)), None
+        scores, rows = self._indexes[by].search(vectors, depth, findable)
         alive = self._alive(rows)
         fresh = self.fresh.search(vectors, widest, None, by)
         found = []
