@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keek_server.retrieval.engines import Filled
-from keek_server.retrieval.index import RECALL_AT, FaissIndex, IndexKind, IndexReport, Rows, Vectors
+from keek_server.retrieval.index import RECALL_AT, Efforts, FaissIndex, IndexKind, IndexReport, Rows, Vectors
 
 DEPTHS: Final = tuple(RECALL_AT << step for step in range(8))
 """How many of the best rows are looked for. Filters need more than a page of them."""
@@ -48,17 +48,18 @@ def tune(
         return report
     known = _DEPTHS_HNSW if report.kind == "hnsw" else DEPTHS
     depths = [depth for depth in known if depth <= len(vectors)] or [len(vectors)]
-    wanted = {depth: _exact(vectors, _some(queries, depth), depth) for depth in depths}
+    wanted = _wanted(vectors, queries, depths)
     if filled.lists is not None and filled.centroids is not None:
         report = _by_lists(filled.lists, filled.centroids, queries, report, wanted, target)
     if report.kind == "hnsw":
         report = replace(report, efforts=tuple((depth, depth) for depth in depths))
     if report.kind in _RERANKS:
         report = _with_rerank(filled, vectors, queries, report, wanted, target)
-    efforts = tuple(
-        (depth, _raised(filled, vectors, _some(queries, depth), report, exact, target))
-        for depth, exact in wanted.items()
-    )
+    efforts: Efforts = ()
+    for depth, exact in wanted.items():
+        effort = _raised(filled, vectors, _some(queries, depth), report, exact, target)
+        # Rounding may ask for less deeper down.
+        efforts = (*efforts, (depth, max(effort, efforts[-1][1] if efforts else 0)))
     report = replace(report, efforts=efforts, nprobe=efforts[0][1] if report.nlist else 0)
     recall = _recall(filled, vectors, queries, report, wanted[depths[0]])
     return replace(report, recall_at_100=recall)
@@ -68,6 +69,19 @@ def recall_at_k(found: Rows, exact: Rows) -> float:
     """Mean share of the exact rows [n, k] that were found [n, k]."""
     hits = [len(np.intersect1d(f, e, assume_unique=True)) for f, e in zip(found, exact, strict=True)]
     return float(np.mean(hits) / exact.shape[1])
+
+
+def _wanted(vectors: Vectors, queries: Vectors, depths: Sequence[int]) -> dict[int, Rows]:
+    """By depth, the exact rows of each query: int64 [m, depth]."""
+    wanted: dict[int, Rows] = {}
+    for group in (
+        [depth for depth in depths if depth <= _DEEP],
+        [depth for depth in depths if depth > _DEEP],
+    ):
+        if group:
+            exact = _exact(vectors, _some(queries, group[-1]), group[-1])
+            wanted |= {depth: exact[:, :depth] for depth in group}
+    return wanted
 
 
 def _some(queries: Vectors, depth: int) -> Vectors:
