@@ -93,6 +93,15 @@ def test_more_than_there_are_gives_what_there_is(index: FaissIndex) -> None:
     assert index.search(USERS[:2], 0)[1].shape == (2, 0)
 
 
+def test_a_query_that_is_not_finite_finds_nothing_and_spoils_no_other(index: FaissIndex) -> None:
+    queries = USERS[:3].copy()
+    queries[1, 7] = np.nan
+    scores, rows = index.search(queries, 100)
+    expected = index.search(USERS[:3], 100)[1]
+    assert rows[[0, 2]].tolist() == expected[[0, 2]].tolist()
+    assert ((rows[1] < 0) | ~np.isfinite(scores[1])).all()
+
+
 def test_searched_together_queries_find_what_they_find_alone(index: FaissIndex) -> None:
     together_scores, together = index.search(USERS[:64], 50)
     for place, query in enumerate(USERS[:64]):

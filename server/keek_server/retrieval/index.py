@@ -125,7 +125,8 @@ class FaissIndex:
         scores, found = self._search(queries, k, self._report.effort(depth), allowed)
         short = found[:, -1] < 0
         if short.any():
-            for place in np.flatnonzero(short):
+            # A query that is not finite finds nothing, however much is searched.
+            for place in np.flatnonzero(short & np.isfinite(queries).all(axis=1)):
                 scores[place], found[place] = self._search_all(queries[place : place + 1], k, allowed)
         return scores, found
 
