@@ -1,9 +1,11 @@
 """Fixtures that several test files share: the embedded servers, started once for all of them."""
 
+import importlib
 import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,10 @@ import pytest
 from keek_server.embedded import EmbeddedStack
 from keek_server.embedded.postgres import EmbeddedPostgres, running_postgres
 from keek_server.settings import Settings
+
+with suppress(ImportError):
+    # A part of torch. Loaded after TensorFlow, its copy of LLVM ends the process.
+    importlib.import_module("triton._C.libtriton")
 
 ROOT = Path(__file__).parent.parent
 STARTUP_TIMEOUT_S = 60.0
