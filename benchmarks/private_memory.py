@@ -19,8 +19,6 @@ from keek_server.retrieval.index import FaissIndex, IndexReport
 
 _BEFORE: Final = 2
 """Workers that have the same files open already: what a single one has mapped counts as its own."""
-
-
 _SAMPLE_S: Final = 0.05
 
 

@@ -115,8 +115,7 @@ def _times(live: LiveIndex, vectors: Vectors, queries: Vectors) -> dict[str, lis
     """Milliseconds: of each round the median, and of our own also the 99th percentile."""
     found: dict[str, list[float]] = {"own": [], "own_p99": [], "exact": [], "prototype": []}
 
-    def own(query: Vectors) -> None:
-        live.search([Query(query, _K)])
+    own = _searching(live)
 
     def exact(query: Vectors) -> None:
         faiss.knn(query[None], vectors, _K, metric=faiss.METRIC_INNER_PRODUCT)
@@ -135,6 +134,15 @@ def _times(live: LiveIndex, vectors: Vectors, queries: Vectors) -> dict[str, lis
         found["exact"].append(float(np.median(_timed(exact, part[:_EXACT]))))
         found["prototype"].append(float(np.median(_timed(prototype, part[:_PROTOTYPE]))))
     return found
+
+
+def _searching(live: LiveIndex) -> Callable[[Vectors], None]:
+    """One search, its result left aside."""
+
+    def search(query: Vectors) -> None:
+        live.search([Query(query, _K)])
+
+    return search
 
 
 def _timed(search: Callable[[Vectors], None], queries: Vectors) -> list[float]:
@@ -209,13 +217,9 @@ def _open_ms(built: Built) -> float:
 
 def _while_new_ones_come(live: LiveIndex, queries: Vectors) -> float:
     """The 99th percentile while videos come and go, over that of the moment before."""
-    ratios = []
+    ratios, own = [], _searching(live)
     for turn in range(_ROUNDS):
         part = np.roll(queries, -turn * _SEARCHES, axis=0)
-
-        def own(query: Vectors) -> None:
-            live.search([Query(query, _K)])
-
         idle = np.percentile(_timed(own, part), 99)
         over = threading.Event()
         writer = threading.Thread(target=_keep_adding, args=(live, over, turn))
