@@ -26,7 +26,8 @@ from benchmarks.servers import report
 from keek_server.releases.release import VIDEO_COLUMNS, Corpus
 from keek_server.retrieval.build import IndexOptions
 from keek_server.retrieval.fresh import VECTORS, Allowed
-from keek_server.retrieval.index import IndexKind, Vectors
+from keek_server.retrieval.index import Vectors
+from keek_server.retrieval.kinds import MainKind
 from keek_server.retrieval.live import LiveIndex, Query
 from keek_server.retrieval.searcher import Searcher, search_executor
 from keek_server.retrieval.tuning import recall_at_k
@@ -52,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Retrieval beside exact search and the prototype")
     parser.add_argument("--videos", type=int, nargs="+", default=[1_000_000], help="sizes (default: 1000000)")
     parser.add_argument("--release", type=Path, help="folder of a release, instead of made up vectors")
-    parser.add_argument("--engine", choices=[k for k in get_args(IndexKind) if k != "exact_fp16"])
+    parser.add_argument("--engine", choices=get_args(MainKind))
     parser.add_argument("--memory-mib", type=int, help="what the index may take (default: any)")
     parser.add_argument("--recall", type=float, default=0.99, help="target (default: 0.99)")
     arguments = parser.parse_args()

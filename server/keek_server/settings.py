@@ -5,12 +5,13 @@ in the code reads the environment.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from keek_server.interactions.kinds import InteractionKind, TrendingScope
+from keek_server.retrieval.kinds import MainKind
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(gt=0.0)]
@@ -186,7 +187,7 @@ class Settings(BaseSettings):
     index_memory_mib: Annotated[int | None, Field(ge=1)] = None
     """What the index of videos may take in memory, per machine; as much as it needs by default. A smaller one
     keeps codes of its vectors, and scores the best candidates again by the whole ones."""
-    index_kind: Literal["exact", "ivf_flat", "ivf_fp16", "ivf_sq8", "ivf_pq", "hnsw"] | None = None
+    index_kind: MainKind | None = None
     """The kind of index; by default the fastest one that fits."""
     fresh_limit: Annotated[int, Field(ge=1)] = 100_000
     """Videos newer than the index that are searched beside it; of more, the newest. Each takes about

@@ -11,12 +11,13 @@ from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.engines import bytes_per_vector, choose
 from keek_server.retrieval.fresh import VECTORS
 from keek_server.retrieval.ids import IdTable
-from keek_server.retrieval.index import FaissIndex, IndexKind, IndexReport, Mask, Rows, Vectors
+from keek_server.retrieval.index import FaissIndex, IndexReport, Mask, Rows, Vectors
+from keek_server.retrieval.kinds import MainKind
 from keek_server.retrieval.live import LiveIndex, Query
 from keek_server.retrieval.searcher import Searcher, search_executor
 from keek_server.retrieval.tuning import recall_at_k
 
-KINDS = [kind for kind in get_args(IndexKind) if kind != "exact_fp16"]
+KINDS: tuple[MainKind, ...] = get_args(MainKind)
 COUNT = 6000
 TARGET = 0.99
 
@@ -144,7 +145,7 @@ def test_a_corpus_of_any_size_reaches_the_recall_with_no_more_lists_than_needed(
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "hnsw"])
 @pytest.mark.parametrize("count", [1, 3, 300])
-def test_every_kind_holds_a_corpus_of_any_size(kind: IndexKind, count: int) -> None:
+def test_every_kind_holds_a_corpus_of_any_size(kind: MainKind, count: int) -> None:
     videos = clustered(count, 3)
     index, _ = build_index(videos, USERS, IndexOptions(0, 1.0, kind=kind))
     assert sorted(index.search(USERS[:1], count)[1][0].tolist()) == list(range(count))
@@ -173,13 +174,13 @@ def test_deeper_searches_take_more_effort_and_never_more_than_there_is() -> None
     ],
 )
 def test_the_kind_is_the_most_exact_one_that_fits(
-    count: int, memory_bytes: int | None, kind: IndexKind
+    count: int, memory_bytes: int | None, kind: MainKind
 ) -> None:
     assert choose(count, 64, exact_below=20_000, memory_bytes=memory_bytes) == kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_file_is_about_as_large_as_is_said(kind: IndexKind, tmp_path: Path) -> None:
+def test_the_file_is_about_as_large_as_is_said(kind: MainKind, tmp_path: Path) -> None:
     videos = clustered(8000, 3)
     index, _ = build_index(videos, USERS[:8], IndexOptions(0, 0.5, kind=kind))
     index.save(tmp_path / "index.faiss")

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from keek_server.retrieval.engines import choose, fill
-from keek_server.retrieval.index import FaissIndex, IndexKind, IndexReport, Vectors
+from keek_server.retrieval.index import FaissIndex, IndexReport, Vectors
+from keek_server.retrieval.kinds import MainKind
 from keek_server.retrieval.tuning import tune
 
 _MIB: Final = 1 << 20
@@ -21,7 +22,7 @@ class IndexOptions:
     """Mean recall@100 against exact search."""
     memory_mib: int | None = None
     """What the index may take; None for any."""
-    kind: IndexKind | None = None
+    kind: MainKind | None = None
     """None: chosen."""
 
 

@@ -8,7 +8,8 @@ import faiss
 import numpy as np
 
 from keek_server.retrieval.clustering import Grouped, assign, train_centroids
-from keek_server.retrieval.index import IndexKind, Rows, Vectors
+from keek_server.retrieval.index import Rows, Vectors
+from keek_server.retrieval.kinds import IndexKind, MainKind
 
 _TRAINING_POINTS_PER_LIST = 64
 # Of a corpus of a million, as good as ten iterations over all 4000 lists, in a fraction of the time.
@@ -36,11 +37,11 @@ class Filled:
     """float32 [nlist, dimension], which lists are ranked by: by their dot products with a query."""
 
 
-def fill(kind: IndexKind, vectors: Vectors) -> Filled:
+def fill(kind: MainKind, vectors: Vectors) -> Filled:
     """Builds an index over all rows, with all cores.
 
     Args:
-        kind: Any but `exact_fp16`.
+        kind: What is built.
         vectors: float32 [n, dimension], n > 0.
     """
     if kind == "exact":
@@ -66,7 +67,7 @@ def bytes_per_vector(kind: IndexKind, dimension: int) -> int:
     }[kind]
 
 
-def choose(count: int, dimension: int, *, exact_below: int, memory_bytes: int | None) -> IndexKind:
+def choose(count: int, dimension: int, *, exact_below: int, memory_bytes: int | None) -> MainKind:
     """The fastest kind that fits.
 
     Args:
@@ -78,7 +79,7 @@ def choose(count: int, dimension: int, *, exact_below: int, memory_bytes: int | 
     if count < exact_below:
         return "exact"
     # Half as many bytes as `ivf_flat` are read in two thirds of the time, and lose next to nothing.
-    fitting: tuple[IndexKind, ...] = ("ivf_fp16", "ivf_sq8")
+    fitting: tuple[MainKind, ...] = ("ivf_fp16", "ivf_sq8")
     for kind in fitting:
         if memory_bytes is None or count * bytes_per_vector(kind, dimension) <= memory_bytes:
             return kind
@@ -110,7 +111,7 @@ def _ivf_pq(quantizer: faiss.Index, dimension: int, nlist: int) -> faiss.IndexIV
     )
 
 
-_IVF: Final[dict[IndexKind, Callable[[faiss.Index, int, int], faiss.IndexIVF]]] = {
+_IVF: Final[dict[MainKind, Callable[[faiss.Index, int, int], faiss.IndexIVF]]] = {
     "ivf_flat": _ivf_flat,
     "ivf_fp16": _ivf_fp16,
     "ivf_sq8": _ivf_sq8,
@@ -123,7 +124,7 @@ def _pieces(dimension: int) -> int:
     return dimension // 2 if dimension % 2 == 0 else dimension
 
 
-def _fill_lists(kind: IndexKind, vectors: Vectors) -> Filled:
+def _fill_lists(kind: MainKind, vectors: Vectors) -> Filled:
     count, dimension = vectors.shape
     # 4 * sqrt(n) lists balance the cost of choosing lists against that of scanning them.
     nlist = min(count, int(4 * np.sqrt(count)))

@@ -3,18 +3,18 @@
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Protocol
 
 import faiss
 import numpy as np
 import numpy.typing as npt
 
+from keek_server.retrieval.kinds import IndexKind
+
 Vectors = npt.NDArray[np.float32]
 Scores = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
-
-IndexKind = Literal["exact", "ivf_flat", "ivf_fp16", "ivf_sq8", "ivf_pq", "hnsw", "exact_fp16"]
 
 RECALL_AT: Final = 100
 """The k of the recall that an index is tuned to."""

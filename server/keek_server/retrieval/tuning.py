@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from keek_server.retrieval.engines import Filled
-from keek_server.retrieval.index import RECALL_AT, Efforts, FaissIndex, IndexKind, IndexReport, Rows, Vectors
+from keek_server.retrieval.index import RECALL_AT, Efforts, FaissIndex, IndexReport, Rows, Vectors
+from keek_server.retrieval.kinds import IndexKind
 
 DEPTHS: Final = tuple(RECALL_AT << step for step in range(8))
 """How many of the best rows are looked for. Filters need more than a page of them."""

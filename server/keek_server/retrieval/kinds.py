@@ -1,0 +1,9 @@
+"""The kinds of index by name. Nothing of FAISS is imported here, so that settings can name them."""
+
+from typing import Literal
+
+MainKind = Literal["exact", "ivf_flat", "ivf_fp16", "ivf_sq8", "ivf_pq", "hnsw"]
+"""What the index of videos, or of users, can be."""
+
+IndexKind = MainKind | Literal["exact_fp16"]
+"""These, and what the clip vectors of a small corpus are kept in."""
