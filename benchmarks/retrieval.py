@@ -28,7 +28,8 @@ from keek_server.retrieval.build import IndexOptions
 from keek_server.retrieval.fresh import VECTORS, Allowed
 from keek_server.retrieval.index import Vectors
 from keek_server.retrieval.kinds import MainKind
-from keek_server.retrieval.live import LiveIndex, Query
+from keek_server.retrieval.live import LiveIndex
+from keek_server.retrieval.query import Query
 from keek_server.retrieval.searcher import Searcher, search_executor
 from keek_server.retrieval.tuning import recall_at_k
 

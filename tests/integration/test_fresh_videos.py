@@ -19,7 +19,7 @@ from keek_server.releases.manifest import Manifest, TowerVersion
 from keek_server.releases.release import VIDEO_COLUMNS, Corpus, Release
 from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.fresh import VECTORS
-from keek_server.retrieval.live import Query
+from keek_server.retrieval.query import Query
 from keek_server.storage.database import Database
 from keek_server.towers.contract import DIMENSION
 from keek_server.towers.features import hash_ids, pad_tags

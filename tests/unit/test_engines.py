@@ -13,7 +13,8 @@ from keek_server.retrieval.fresh import VECTORS
 from keek_server.retrieval.ids import IdTable
 from keek_server.retrieval.index import FaissIndex, IndexReport, Mask, Rows, Vectors
 from keek_server.retrieval.kinds import MainKind
-from keek_server.retrieval.live import LiveIndex, Query
+from keek_server.retrieval.live import LiveIndex
+from keek_server.retrieval.query import Query
 from keek_server.retrieval.searcher import Searcher, search_executor
 from keek_server.retrieval.tuning import recall_at_k
 

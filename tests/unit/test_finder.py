@@ -15,7 +15,8 @@ from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.fresh import VECTORS, Column
 from keek_server.retrieval.ids import IdTable
 from keek_server.retrieval.index import Mask, Vectors
-from keek_server.retrieval.live import Hits, LiveIndex, Query
+from keek_server.retrieval.live import LiveIndex
+from keek_server.retrieval.query import Hits, Query
 from keek_server.retrieval.searcher import Searcher, search_executor
 from keek_server.rpc.search import SearchServicer, pb
 from keek_server.search.filters import VideoFilter

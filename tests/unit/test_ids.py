@@ -29,3 +29,9 @@ def test_colliding_hashes_do_not_give_a_wrong_row() -> None:
         table._bytes, table._offsets, np.array([hash_id("one")] * 2, np.uint64), np.array([1, 0])
     )
     assert forged.rows_of(["one", "two"]).tolist() == [0, -1]
+
+
+def test_rows_are_found_by_the_hashes_of_their_ids(ids: IdTable) -> None:
+    assert sorted(ids.rows_with({hash_id("😀"), hash_id("v1"), hash_id("nobody")}).tolist()) == [0, 4]
+    assert ids.rows_with(set()).tolist() == []
+    assert IdTable.build([]).rows_with({1}).tolist() == []

@@ -9,9 +9,10 @@ import pytest
 
 from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.fresh import VECTORS, Column, Columns, FreshPart
-from keek_server.retrieval.ids import IdTable
+from keek_server.retrieval.ids import IdTable, hash_id
 from keek_server.retrieval.index import Mask, Rows, Scores, Vectors
-from keek_server.retrieval.live import LiveIndex, Query
+from keek_server.retrieval.live import LiveIndex
+from keek_server.retrieval.query import Excluded, Query
 
 DIMENSION = 8
 COLUMNS = {VECTORS: Column(np.float32, (DIMENSION,)), "owners": Column(np.uint64)}
@@ -293,6 +294,64 @@ def test_a_filter_that_many_rows_meet_is_asked_about_few(large: tuple[LiveIndex,
     live.search([Query(query, 10, allowed)])
     # A sample of all, what was found, and the fresh part.
     assert sum(asked) < LARGE / 4
+
+
+@pytest.mark.parametrize("together", [1, 5])
+@pytest.mark.parametrize("count", [1, 20, 300, 5000, LARGE - 3])
+def test_the_nearest_are_found_behind_those_that_are_excluded(
+    large: tuple[LiveIndex, Float32Array], count: int, together: int
+) -> None:
+    live, rows = large
+    queries = vectors(together, 4)
+    nearest = np.argsort(-(rows @ queries[0]), kind="stable")
+    ids = [f"v{row}" for row in nearest[:count]]
+    half = count // 2
+    excluded = Excluded(frozenset(ids[:half]), frozenset(map(hash_id, ids[half:])))
+    asked = [Query(queries[0], 20, excluded=excluded), *(Query(query, 20) for query in queries[1:])]
+    found = live.search(asked)
+    expected = nearest[count : count + 20].tolist()
+    assert not set(found[0].rows.tolist()) & set(nearest[:count].tolist())
+    assert len(found[0]) == len(expected)
+    # In float16 two of nearly the same score may change places at the end.
+    assert len(set(found[0].rows.tolist()) & set(expected)) >= len(expected) - 1
+    for query, hits in zip(queries[1:], found[1:], strict=True):
+        assert hits.rows.tolist() == live.search([Query(query, 20)])[0].rows.tolist()
+
+
+def test_few_are_looked_at_where_few_are_excluded(large: tuple[LiveIndex, Float32Array]) -> None:
+    live, rows = large
+    depths = []
+
+    class Observed:
+        def search(self, queries: Vectors, k: int, allowed: Mask | None = None) -> tuple[Scores, Rows]:
+            depths.append(k)
+            return live._indexes[VECTORS].search(queries, k, allowed)
+
+    observed = LiveIndex(
+        {VECTORS: Observed()}, live.ids, live.columns, fresh_columns=COLUMNS, fresh_limit=100
+    )
+    query = vectors(1, 4)[0]
+    near = {f"v{row}" for row in np.argsort(-(rows @ query))[:10]}
+    far = {f"v{row}" for row in np.argsort(rows @ query)[:2000]}
+    assert len(observed.search([Query(query, 20, excluded=Excluded(near | far))])[0]) == 20
+    assert depths == [40]
+
+
+def test_a_filter_and_what_is_excluded_hold_both_and_for_the_fresh_part_too(
+    main: tuple[LiveIndex, Reference],
+) -> None:
+    live, reference = main
+    new = vectors(40, 9)
+    live.put([f"new{i}" for i in range(40)], columns(new, 7))
+    reference.rows.update({f"new{i}": row for i, row in enumerate(new)})
+    query = vectors(1, 4)[0]
+    best = reference.best(query, 100)
+    excluded = Excluded(frozenset(best[:30]), frozenset(map(hash_id, best[30:40])))
+    (hits,) = live.search([Query(query, 60, excluded=excluded)])
+    assert hits.found_ids() == best[40:]
+    (hits,) = live.search([Query(query, 100, lambda own: own["owners"] == 7, excluded=excluded)])
+    kept = [id_ for id_ in reference.best(query, 600) if id_ not in best[:40] and id_.startswith("new")]
+    assert hits.found_ids() == kept
 
 
 def test_what_lies_behind_many_removed_rows_is_found() -> None:

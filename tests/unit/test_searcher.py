@@ -11,7 +11,8 @@ from keek_server.errors import UnavailableError
 from keek_server.retrieval.fresh import VECTORS
 from keek_server.retrieval.ids import IdTable
 from keek_server.retrieval.index import FaissIndex
-from keek_server.retrieval.live import Hits, LiveIndex, Query
+from keek_server.retrieval.live import LiveIndex
+from keek_server.retrieval.query import Hits, Query
 from keek_server.retrieval.searcher import Searcher, search_executor
 
 QUERY = Query(np.ones(4, np.float32), 5)

@@ -8,7 +8,7 @@ from keek_server.feed.types import Candidate, FeedContext, FeedSource
 from keek_server.interactions.trending import Trending
 from keek_server.releases.release import Corpus
 from keek_server.retrieval.ids import hash_id
-from keek_server.retrieval.live import Query
+from keek_server.retrieval.query import Excluded, Query
 from keek_server.videos.catalogue import Catalogue
 
 _MARGIN = 3
@@ -32,8 +32,8 @@ class PersonalisedSource:
         if len(inputs.kinds) == 0:
             return []
         vector = await context.serving.users.vector(inputs)
-        wanted = _MARGIN * count + context.excluded_count
-        hits = await context.serving.searcher.search(Query(vector, wanted))
+        excluded = Excluded(context.user.seen, frozenset(context.query.served))
+        hits = await context.serving.searcher.search(Query(vector, _MARGIN * count, excluded=excluded))
         owners = hits.values(videos.columns["owners"], "owners")
         return [
             Candidate(video_id, self.source, score, owner)

@@ -1,6 +1,6 @@
 """Video ids as mapped arrays: row to id and id to row, without a Python object an id."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,13 @@ class IdTable:
         hashes = hash_all(ids)
         places = np.searchsorted(self._hashes, hashes)
         return np.fromiter(map(self._row_at, ids, hashes, places), np.int64, count=len(ids))
+
+    def rows_with(self, hashes: Collection[int]) -> Rows:
+        """The rows whose ids have one of these hashes: int64 [found], in no order."""
+        sought = np.fromiter(hashes, np.uint64, count=len(hashes))
+        starts, ends = (np.searchsorted(self._hashes, sought, side) for side in ("left", "right"))
+        parts = [self._rows[start:end] for start, end in zip(starts, ends, strict=True)]
+        return np.concatenate([np.empty(0, np.int64), *parts])
 
     def _row_at(self, id_: str, hash_: np.uint64, place: int) -> int:
         while place < len(self._hashes) and self._hashes[place] == hash_:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -11,8 +10,7 @@ import numpy.typing as npt
 from keek_server.retrieval.fresh import VECTORS, Allowed, Column, Columns, FreshHits, FreshPart
 from keek_server.retrieval.ids import IdTable
 from keek_server.retrieval.index import Index, Mask, Rows, Scores, Vectors
-
-Float32Array = npt.NDArray[np.float32]
+from keek_server.retrieval.query import Excluded, Hits, Query
 
 _SAMPLE: Final = 4096
 """Rows that say which share of all meets a filter."""
@@ -21,50 +19,6 @@ _ROOM_LEAST: Final = 16
 _DEEPEST_LEAST: Final = 1024
 _DEEPEST_PART: Final = 128
 """Deeper than into this part of the rows, asking a filter about all of them costs less."""
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """One search."""
-
-    vector: Float32Array
-    """float32 [dimension]."""
-    k: int
-    allowed: Allowed | None = None
-    """Which rows may be found; all that live by default."""
-    by: str = VECTORS
-    """The column of vectors that is searched."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hits:
-    """What one search found, best first. They stay readable, whatever changes since."""
-
-    scores: Float32Array
-    """float32 [found]."""
-    rows: Rows
-    """int64 [found]: in the main part, and behind it in the fresh part."""
-    ids: IdTable
-    fresh: FreshHits
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def found_ids(self) -> list[str]:
-        """The ids, [found]."""
-        count = len(self.ids)
-        return [
-            self.ids.id_of(row) if row < count else self.fresh.id_of(row - count)
-            for row in self.rows.tolist()
-        ]
-
-    def values(self, main: npt.NDArray[Any], column: str) -> list[Any]:
-        """One column of each, [found]; `main` is that column of the main part."""
-        count = len(self.ids)
-        return [
-            main[row].item() if row < count else self.fresh.value_of(row - count, column).item()
-            for row in self.rows.tolist()
-        ]
 
 
 class _RowsOf(Mapping[str, npt.NDArray[Any]]):
@@ -176,10 +130,10 @@ class LiveIndex:
         return [hits[place] for place in range(len(queries))]
 
     def _search_together(self, queries: Sequence[Query]) -> list[Hits]:
-        """Searches one column for several queries without filters."""
+        """Searches one column for several queries without filters by columns."""
         by = queries[0].by
         vectors = np.stack([query.vector for query in queries])
-        widest = max(query.k for query in queries)
+        widest = max(query.k + _spare(query) for query in queries)
         alive_count = len(self.ids) - self._dead_count
         if alive_count < self._dead_count:
             depth, findable = widest, ~self._dead
@@ -188,10 +142,11 @@ class LiveIndex:
             depth, findable = widest + math.ceil(widest * self._dead_count / max(1, alive_count)), None
         scores, rows = self._indexes[by].search(vectors, depth, findable)
         alive = self._alive(rows)
-        fresh = self.fresh.search(vectors, widest, None, by)
+        fresh = self.fresh.search(vectors, max(map(self._fresh_k, queries)), None, by)
         found = []
         for place, query in enumerate(queries):
             own = alive[place]
+            own[own] = self._keeps(rows[place][own], query.excluded)
             if own.sum() < query.k and self._may_hold_more(rows[place], depth):
                 found.append(self._search_filtered(query, None))
             else:
@@ -201,7 +156,7 @@ class LiveIndex:
     def _search_filtered(self, query: Query, allowed: Allowed | None) -> Hits:
         """Searches for one query, alone."""
         scores, rows = self._search_main(query, allowed)
-        fresh = self.fresh.search(query.vector[None], query.k, allowed, query.by)
+        fresh = self.fresh.search(query.vector[None], self._fresh_k(query), allowed, query.by)
         return self._merged(query, scores, rows, fresh, 0)
 
     def _search_main(self, query: Query, allowed: Allowed | None) -> tuple[Scores, Rows]:
@@ -211,21 +166,38 @@ class LiveIndex:
         about all rows only when few meet it.
         """
         vector, index = query.vector[None], self._indexes[query.by]
-        share = self._share(allowed)
-        while share and (depth := math.ceil(_ROOM * query.k / share) + _ROOM_LEAST) <= self._deepest:
+        share, spare = self._share(allowed), _spare(query)
+        while (
+            share and (depth := math.ceil(_ROOM * (query.k + spare) / share) + _ROOM_LEAST) <= self._deepest
+        ):
             scores, rows = index.search(vector, depth)
             met = self._alive(rows[0])
             if allowed is not None:
                 met[met] = allowed(_RowsOf(self.columns, rows[0][met]))
+            met_count = int(met.sum())
+            met[met] = self._keeps(rows[0][met], query.excluded)
             count = int(met.sum())
             if count >= query.k or not self._may_hold_more(rows[0], depth):
                 return scores[0][met], rows[0][met]
-            # Fewer lie near this query than elsewhere.
-            share = min(share / 2, count / depth)
+            if met_count < query.k + spare:
+                # Fewer lie near this query than elsewhere.
+                share = min(share / 2, met_count / depth)
+            spare = 2 * max(spare, met_count - count)
         findable = ~self._dead if allowed is None else allowed(self.columns) & ~self._dead
+        findable[query.excluded.rows(self.ids)] = False
         scores, rows = index.search(vector, query.k, findable)
         met = self._alive(rows[0])
         return scores[0][met], rows[0][met]
+
+    def _keeps(self, rows: Rows, excluded: Excluded) -> Mask:
+        """Which rows of the main part a query may find, as far as their ids say."""
+        if not excluded:
+            return np.ones(len(rows), np.bool_)
+        return excluded.keeps([self.ids.id_of(row) for row in rows.tolist()])
+
+    def _fresh_k(self, query: Query) -> int:
+        """Rows wanted of the fresh part: what is excluded may be the best of it."""
+        return query.k + min(len(query.excluded), len(self.fresh))
 
     @staticmethod
     def _may_hold_more(rows: Rows, depth: int) -> bool:
@@ -245,8 +217,15 @@ class LiveIndex:
         return (rows >= 0) & ~self._dead[rows]
 
     def _merged(self, query: Query, scores: Scores, rows: Rows, fresh: FreshHits, place: int) -> Hits:
-        scores = np.concatenate([scores, fresh.scores[place]])
-        rows = np.concatenate([rows, fresh.rows[place] + len(self.ids)])
+        # Of the fresh part, only what stands before the last one wanted of the main part.
+        least = scores[query.k - 1] if len(scores) >= query.k else -np.inf
+        own = np.isfinite(fresh.scores[place]) & (fresh.scores[place] >= least)
+        fresh_rows = fresh.rows[place][own]
+        kept = np.ones(len(fresh_rows), np.bool_)
+        if query.excluded:
+            kept = query.excluded.keeps([fresh.id_of(row) for row in fresh_rows.tolist()])
+        scores = np.concatenate([scores, fresh.scores[place][own][kept]])
+        rows = np.concatenate([rows, fresh_rows[kept] + len(self.ids)])
         # Equal scores in the order of rows, so that the pages of a search follow each other.
         order = np.lexsort((rows, -scores))[: query.k]
         order = order[np.isfinite(scores[order])]
@@ -258,3 +237,8 @@ class LiveIndex:
         changed = rows[self._dead[rows] != dead]
         self._dead[changed] = dead
         self._dead_count += len(changed) if dead else -len(changed)
+
+
+def _spare(query: Query) -> int:
+    """How many more rows than wanted are searched at first, for those that are excluded."""
+    return min(len(query.excluded), query.k)

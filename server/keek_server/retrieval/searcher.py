@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import faiss
 
 from keek_server.batching import Batcher
-from keek_server.retrieval.live import Hits, LiveIndex, Query
+from keek_server.retrieval.live import LiveIndex
+from keek_server.retrieval.query import Hits, Query
 
 SIDE_BATCH = 8
 """For searches with filters, which cannot share a pass over the index: what came last waits for no more."""

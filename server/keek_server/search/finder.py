@@ -11,7 +11,8 @@ from keek_server.releases.live import LiveRelease
 from keek_server.releases.opening import ServingRelease
 from keek_server.releases.release import CLIP
 from keek_server.retrieval.fresh import VECTORS
-from keek_server.retrieval.live import Hits, LiveIndex, Query
+from keek_server.retrieval.live import LiveIndex
+from keek_server.retrieval.query import Hits, Query
 from keek_server.search.filters import VideoFilter
 from keek_server.towers.clip import Clip
 from keek_server.towers.features import Float32Array
