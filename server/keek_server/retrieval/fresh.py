@@ -167,6 +167,13 @@ class FreshHits:
     """int64 [n, found]."""
     blocks: tuple[_Block, ...]
 
+    def best(self, query: int, least: float, keeps: Callable[[Sequence[str]], Mask]) -> tuple[Scores, Rows]:
+        """What one query found, [found] each: rows with that score at least, whose ids may be found."""
+        own = np.isfinite(self.scores[query]) & (self.scores[query] >= least)
+        rows = self.rows[query][own]
+        kept = keeps([self.id_of(row) for row in rows.tolist()])
+        return self.scores[query][own][kept], rows[kept]
+
     def id_of(self, row: int) -> str:
         """The id of a row."""
         return self.blocks[row // _BLOCK_ROWS].ids[row % _BLOCK_ROWS]

@@ -146,8 +146,9 @@ class LiveIndex:
         found = []
         for place, query in enumerate(queries):
             own = alive[place]
-            own[own] = self._keeps(rows[place][own], query.excluded)
-            if own.sum() < query.k and self._may_hold_more(rows[place], depth):
+            if query.excluded:
+                own[own] = self._keeps(rows[place][own], query.excluded)
+            if np.count_nonzero(own) < query.k and self._may_hold_more(rows[place], depth):
                 found.append(self._search_filtered(query, None))
             else:
                 found.append(self._merged(query, scores[place][own], rows[place][own], fresh, place))
@@ -175,7 +176,8 @@ class LiveIndex:
             if allowed is not None:
                 met[met] = allowed(_RowsOf(self.columns, rows[0][met]))
             met_count = int(met.sum())
-            met[met] = self._keeps(rows[0][met], query.excluded)
+            if query.excluded:
+                met[met] = self._keeps(rows[0][met], query.excluded)
             count = int(met.sum())
             if count >= query.k or not self._may_hold_more(rows[0], depth):
                 return scores[0][met], rows[0][met]
@@ -191,8 +193,6 @@ class LiveIndex:
 
     def _keeps(self, rows: Rows, excluded: Excluded) -> Mask:
         """Which rows of the main part a query may find, as far as their ids say."""
-        if not excluded:
-            return np.ones(len(rows), np.bool_)
         return excluded.keeps([self.ids.id_of(row) for row in rows.tolist()])
 
     def _fresh_k(self, query: Query) -> int:
@@ -217,19 +217,19 @@ class LiveIndex:
         return (rows >= 0) & ~self._dead[rows]
 
     def _merged(self, query: Query, scores: Scores, rows: Rows, fresh: FreshHits, place: int) -> Hits:
-        # Of the fresh part, only what stands before the last one wanted of the main part.
-        least = scores[query.k - 1] if len(scores) >= query.k else -np.inf
-        own = np.isfinite(fresh.scores[place]) & (fresh.scores[place] >= least)
-        fresh_rows = fresh.rows[place][own]
-        kept = np.ones(len(fresh_rows), np.bool_)
-        if query.excluded:
-            kept = query.excluded.keeps([fresh.id_of(row) for row in fresh_rows.tolist()])
-        scores = np.concatenate([scores, fresh.scores[place][own][kept]])
-        rows = np.concatenate([rows, fresh_rows[kept] + len(self.ids)])
+        if fresh.rows.shape[1]:
+            # Only what stands before the last one wanted of the main part.
+            least = scores[query.k - 1] if len(scores) >= query.k else -np.inf
+            fresh_scores, fresh_rows = fresh.best(place, least, query.excluded.keeps)
+            scores = np.concatenate([scores, fresh_scores])
+            rows = np.concatenate([rows, fresh_rows + len(self.ids)])
         # Equal scores in the order of rows, so that the pages of a search follow each other.
         order = np.lexsort((rows, -scores))[: query.k]
-        order = order[np.isfinite(scores[order])]
-        return Hits(scores[order], rows[order], self.ids, fresh)
+        scores, rows = scores[order], rows[order]
+        finite = np.isfinite(scores)
+        if not finite.all():
+            scores, rows = scores[finite], rows[finite]
+        return Hits(scores, rows, self.ids, fresh)
 
     def _set_dead(self, ids: Sequence[str], *, dead: bool) -> None:
         rows = self.ids.rows_of(ids)
