@@ -13,6 +13,7 @@ from keek_server.releases.release import INDEX_FILE, USER_INDEX_FILE, VIDEO_COLU
 from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.fresh import VECTORS, Columns
 from keek_server.retrieval.index import FaissIndex, IndexReport, Vectors
+from keek_server.retrieval.tuning import QUERIES
 from keek_server.towers.contract import DIMENSION
 
 _TOPICS: Final = 1000
@@ -24,7 +25,6 @@ _LENGTH: Final = 0.9
 _LIKED: Final = 5
 """A user is in the middle of so many videos of a topic."""
 _QUERIES: Final = 1000
-_TUNED_WITH: Final = 256
 _CHUNK: Final = 250_000
 
 
@@ -58,10 +58,10 @@ def make(folder: Path, count: int, options: IndexOptions) -> Built:
     Corpus.build(_ids(count), _columns(vectors), np.ones(count, np.int64)).save(folder)
     del vectors
     drawn.unlink()
-    queries = topics.draw(2 * _QUERIES, seed=0, liked=_LIKED)
-    index, report = build_index(Corpus.open(folder).vectors, queries[:_TUNED_WITH], options)
+    queries = topics.draw(QUERIES + _QUERIES, seed=0, liked=_LIKED)
+    index, report = build_index(Corpus.open(folder).vectors, queries[:QUERIES], options)
     index.save(folder / INDEX_FILE)
-    return Built(folder, report, queries[_QUERIES:])
+    return Built(folder, report, queries[QUERIES:])
 
 
 def of_release(folder: Path) -> Built:

@@ -31,7 +31,7 @@ def build_index(vectors: Vectors, queries: Vectors, options: IndexOptions) -> tu
 
     Args:
         vectors: float32 [n, dimension], the video vectors by row.
-        queries: float32 [m, dimension], user vectors that recall is measured on.
+        queries: float32 [m, dimension], user vectors; recall is measured on the first `tuning.QUERIES`.
         options: What is asked of it.
     """
     started = time.perf_counter()

@@ -12,11 +12,10 @@ from keek_server.retrieval.clip_index import build_clip_index
 from keek_server.retrieval.fresh import VECTORS, Columns
 from keek_server.retrieval.ids import IdTable, hash_all
 from keek_server.retrieval.index import FaissIndex, IndexReport, Vectors
+from keek_server.retrieval.tuning import QUERIES
 from keek_server.settings import Settings
 from keek_server.towers.features import MAX_TAGS, pad_tags
 from keek_training.publishing.catalogue import Catalogue
-
-_RECALL_QUERIES = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ def build_indexes(
         memory_mib=settings.index_memory_mib,
         kind=settings.index_kind,
     )
-    index, report = build_index(corpus.vectors, users[:_RECALL_QUERIES], options)
+    index, report = build_index(corpus.vectors, users, options)
     clip = None
     if catalogue.has_clip.any():
         clip = build_clip_index(
@@ -83,7 +82,7 @@ def build_indexes(
             recall_target=settings.index_recall_target,
         )
     # Videos ask for users: a sample of their vectors is what recall is measured with.
-    sample = np.random.default_rng(0).integers(0, len(corpus.vectors), _RECALL_QUERIES)
+    sample = np.random.default_rng(0).integers(0, len(corpus.vectors), QUERIES)
     # Vectors of users are kept in their index alone: they cannot be scored again by others.
     options = replace(options, kind="exact" if len(users) < settings.index_exact_below else "ivf_flat")
     user_index, user_report = build_index(users, np.asarray(corpus.vectors[sample]), options)
