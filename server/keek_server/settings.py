@@ -258,6 +258,9 @@ class Settings(BaseSettings):
     # -- the hourly job ---------------------------------------------------------------------------
     hourly_min_interactions: Annotated[int, Field(ge=1)] = 1000
     """Fewer new interactions than this are no reason for a new release."""
+    hourly_min_videos: Annotated[int, Field(ge=1)] = 1000
+    """So many new, changed or deleted videos get a new index, with the models that serve, where there is no
+    reason to train them anew."""
     hourly_epochs: Annotated[int, Field(ge=1)] = 1
     """The most passes of a fine-tuning."""
     cached_feed_users: Annotated[int, Field(ge=0)] = 10_000

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from release_serving import manifest
 
-from keek_server.errors import SetupError, UnavailableError
+from keek_server.errors import KeekError, SetupError, UnavailableError
 from keek_server.interactions.append import Interaction
 from keek_server.interactions.kinds import InteractionKind
 from keek_server.interactions.log import InteractionLog
@@ -24,6 +24,7 @@ from keek_server.releases.registry import ReleaseRegistry
 from keek_server.settings import Settings
 from keek_server.storage.database import Database
 from keek_server.videos.catalogue import Catalogue
+from keek_server.videos.changes import ChangeFeed
 from keek_server.videos.video import Video
 from keek_training.config import FineTuning
 from keek_training.features import IS_NEW
@@ -300,6 +301,50 @@ async def test_a_round_needs_enough_that_is_new_since_the_base_and_since_a_refus
     )
     other_log = refusal.model_copy(update={"log_id": "of another log"})
     assert isinstance(await plan_round(database, settings, None, other_log), Round)
+
+
+async def test_many_new_videos_get_a_new_index_where_there_is_nothing_to_train_on(
+    database: Database, settings: Settings
+) -> None:
+    settings = settings.model_copy(update={"hourly_min_videos": 10})
+    trained(settings, "first")
+    registry = await serve(database, "r1", "first", 1)
+    catalogue = Catalogue(database)
+    await catalogue.put([Video(f"v{i}", "o", [], 1.0, "", 0) for i in range(9)])
+    assert isinstance(await plan_round(database, settings, None, None), str)
+    await catalogue.put([Video(f"v{i}", "o", [], 1.0, "", 0) for i in range(5, 10)])
+    planned = await plan_round(database, settings, None, None)
+    assert isinstance(planned, Round)
+    last_seq = await ChangeFeed(database).last()
+    assert planned == Round(
+        run="first",
+        base="first",
+        new=planned.new.model_copy(update={"last_seq": planned.new.after_seq}),
+        replaces="r1",
+        catalogue_seq=last_seq,
+        step=Step.PUBLISH,
+    )
+    # Once refused, it is tried again when as much is new again; what is new to train on counts as before.
+    refusal = Refusal(run="first", reason="", log_id=planned.new.log_id, last_seq=0, catalogue_seq=last_seq)
+    assert isinstance(await plan_round(database, settings, None, refusal), str)
+    await catalogue.put([Video(f"w{i}", "o", [], 1.0, "", 0) for i in range(10)])
+    assert isinstance(await plan_round(database, settings, None, refusal), Round)
+    await append(database, "u1", 1000, InteractionKind.LIKE)
+    trains = await plan_round(database, settings, None, refusal)
+    assert isinstance(trains, Round)
+    assert (trains.step, trains.replaces) == (Step.TRAIN, "")
+
+    steps = HourlySteps(settings)
+    assert await asyncio.to_thread(steps.is_current, planned)
+    # There is no Triton here: publishing would fail. What was published before the round does not count.
+    with pytest.raises(KeekError):
+        await asyncio.to_thread(steps.publish, planned)
+    await serve(database, "r2", "first", 2)
+    assert await asyncio.to_thread(steps.publish, planned) == "r2"
+    await serve(database, "r3", "other", 3)
+    trained(settings, "other")
+    assert not await asyncio.to_thread(steps.is_current, planned)
+    assert await registry.active() == "r3"
 
 
 async def test_nothing_is_published_while_a_release_is_tried(database: Database, settings: Settings) -> None:

@@ -48,6 +48,12 @@ class ChangeFeed:
         async with self._database.read() as connection:
             return int((await connection.execute(sa.select(catalogue_clock.c.seq))).scalar_one())
 
+    async def count(self, after_seq: int) -> int:
+        """How many videos changed behind `after_seq`."""
+        query = sa.select(sa.func.count()).select_from(videos).where(videos.c.change_seq > after_seq)
+        async with self._database.read() as connection:
+            return int((await connection.execute(query)).scalar_one())
+
     async def read_ids(self, after_seq: int, limit: int) -> Sequence[tuple[int, str]]:
         """The numbers and videos of the next changes behind `after_seq`, oldest first."""
         query = _IDS.where(videos.c.change_seq > after_seq).order_by(videos.c.change_seq).limit(limit)

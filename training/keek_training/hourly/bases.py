@@ -14,8 +14,9 @@ from keek_server.releases.registry import ReleaseRegistry
 from keek_server.settings import Settings
 from keek_server.storage.database import Database
 from keek_server.storage.tables import activations, interactions, releases
+from keek_server.videos.changes import ChangeFeed
 from keek_training.hourly.reading import next_clip_model
-from keek_training.hourly.state import LogRange, Refusal, Round
+from keek_training.hourly.state import LogRange, Refusal, Round, Step
 from keek_training.runs import Run
 
 logger = logging.getLogger(__name__)
@@ -71,12 +72,42 @@ async def plan_round(
     tried_seq = refusal.last_seq if refusal is not None and refusal.log_id == new.log_id else 0
     count = await _count(database, max(new.after_seq, tried_seq), new.last_seq)
     if count < settings.hourly_min_interactions:
+        if base is not None and (again := await _with_new_index(base, new, database, settings, refusal)):
+            return again
         since = f"run {refusal.run} was refused" if tried_seq > new.after_seq and refusal else "the last run"
         return f"{count:,} new interactions since {since}, fewer than {settings.hourly_min_interactions:,}"
     return Round(
         run=f"{PREFIX}{datetime.now(UTC):%Y%m%dT%H%M%S%f}Z",
         base=base.name if base else None,
         new=new,
+    )
+
+
+async def _with_new_index(
+    base: Run, new: LogRange, database: Database, settings: Settings, refusal: Refusal | None
+) -> Round | None:
+    """A round that publishes what serves again, if the catalogue has changed enough since."""
+    registry = ReleaseRegistry(database)
+    if (release_id := await registry.active()) is None:
+        return None
+    manifest = (await registry.get(release_id)).manifest
+    if manifest.get("source") != base.name:
+        return None
+    feed = ChangeFeed(database)
+    tried_seq = refusal.catalogue_seq if refusal is not None else 0
+    changed = await feed.count(max(int(manifest["catalogue_seq"]), tried_seq))
+    latest = await published_release(database, base.name)
+    if changed < settings.hourly_min_videos or latest is None:
+        return None
+    logger.info("%d videos changed since release %s was built", changed, release_id)
+    return Round(
+        run=base.name,
+        base=base.name,
+        # If it is refused, that says nothing of a new training.
+        new=new.model_copy(update={"last_seq": new.after_seq}),
+        replaces=latest,
+        catalogue_seq=await feed.last(),
+        step=Step.PUBLISH,
     )
 
 

@@ -98,7 +98,10 @@ class _Job:
                 logger.info("nothing is published: %s", planned)
                 return Outcome("", planned, self._steps.feeds())
             current = planned
-            logger.info("run %s, from %s", current.run, current.base or "the whole log")
+            if current.replaces:
+                logger.info("run %s again, with a new index", current.run)
+            else:
+                logger.info("run %s, from %s", current.run, current.base or "the whole log")
         try:
             return self._finish(current)
         except RefusedError as error:
@@ -160,7 +163,13 @@ class _Job:
     def _give_up(self, current: Round, reason: str) -> None:
         logger.warning("run %s is given up: %s", current.run, reason)
         new = current.new
-        refusal = Refusal(run=current.run, reason=reason, log_id=new.log_id, last_seq=new.last_seq)
+        refusal = Refusal(
+            run=current.run,
+            reason=reason,
+            log_id=new.log_id,
+            last_seq=new.last_seq,
+            catalogue_seq=current.catalogue_seq,
+        )
         if current.step is Step.FEEDS:
             # Its release serves: nothing about the model was refused.
             self._state = State()

@@ -45,6 +45,11 @@ class Round(_Model):
     """The run that it fine-tunes; None for a full training."""
     new: LogRange
     """What is new to the base."""
+    replaces: str = ""
+    """Where the catalogue alone is new: the latest release of `run`, which is published again with a new
+    index. Empty where a new run is trained."""
+    catalogue_seq: int = 0
+    """The latest change of the catalogue then."""
     step: Step = Step.TRAIN
     tries: int = 0
     """How often `step` was begun."""
@@ -60,6 +65,8 @@ class Refusal(_Model):
     log_id: str
     last_seq: int
     """It had read the log up to here: the same again would be refused again."""
+    catalogue_seq: int = 0
+    """The same of the catalogue, where that alone was new."""
 
 
 class State(_Model):

@@ -53,7 +53,7 @@ class HourlySteps:
 
         async def is_current() -> bool:
             async with open_database(self._settings) as database:
-                if await published_release(database, current.run) is not None:
+                if not current.replaces and await published_release(database, current.run) is not None:
                     return True
                 base = await choose_base(database, self._settings, self._base)
                 return current.base == (base.name if base else None)
@@ -90,7 +90,7 @@ class HourlySteps:
 
     def publish(self, current: Round) -> str:
         """See `Steps`."""
-        return asyncio.run(self._publish(self._run(current)))
+        return asyncio.run(self._publish(self._run(current), current.replaces))
 
     def feeds(self) -> int:
         """See `Steps`; none before the first release."""
@@ -107,10 +107,10 @@ class HourlySteps:
         for folder in old_runs(self._settings, kept.folder) if kept else []:
             shutil.rmtree(folder, ignore_errors=True)
 
-    async def _publish(self, run: Run) -> str:
+    async def _publish(self, run: Run, replaces: str) -> str:
         async with open_database(self._settings) as database:
             done = await published_release(database, run.name)
-        if done is not None:
+        if done is not None and done != replaces:
             logger.info("run %s was published as %s", run.name, done)
             return done
         async with self._stack() as settings:
