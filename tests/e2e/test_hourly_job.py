@@ -14,8 +14,11 @@ import keek
 from keek_server.interactions.append import Interaction
 from keek_server.interactions.kinds import InteractionKind
 from keek_server.interactions.log import InteractionLog
+from keek_server.releases.release import Corpus
 from keek_server.settings import Settings
 from keek_server.storage.database import open_database
+from keek_server.videos.catalogue import Catalogue
+from keek_server.videos.video import Video
 
 CACHED = keek.FeedSource.FEED_SOURCE_CACHED
 PERSONALISED = keek.FeedSource.FEED_SOURCE_PERSONALISED
@@ -53,9 +56,9 @@ async def until_served(served: Served, release_id: str) -> None:
             await asyncio.sleep(0.1)
 
 
-@pytest.mark.timeout(400)  # trains, exports and publishes
+@pytest.mark.timeout(500)  # trains, exports and publishes, twice
 async def test_a_round_brings_what_is_new_into_a_release_and_feeds_for_when_triton_is_gone(
-    served: Served,
+    served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = served.stack.settings
     await interact(settings, 1200)
@@ -77,6 +80,21 @@ async def test_a_round_brings_what_is_new_into_a_release_and_feeds_for_when_trit
     assert again.startswith("nothing published: 0 new interactions since the last run, fewer than 1,000; ")
     assert again.rstrip().endswith(" cached feeds refreshed")
     assert int(again.split()[-4].replace(",", "")) >= 300
+
+    # A video came: the same models, with a new index.
+    async with open_database(settings) as database:
+        await Catalogue(database).put([Video("came-alone", "o", ["new"], 9.0, "", 0)])
+    monkeypatch.setenv("KEEK_HOURLY_MIN_VIDEOS", "1")
+    said = await keek_train(served, "hourly")
+    before, release_id = release_id, said.split()[1]
+    assert release_id != before
+    await until_served(served, release_id)
+    indexed = json.loads((settings.release_dir / release_id / "manifest.json").read_text())
+    assert indexed["source"] == manifest["source"]
+    assert indexed["user_tower"]["sha256"] == manifest["user_tower"]["sha256"]
+    corpus = Corpus.open(settings.release_dir / release_id)
+    assert (corpus.ids.rows_of(["came-alone"]) >= 0).all()
+    assert (await keek_train(served, "hourly")).startswith("nothing published: ")
 
     personal = await served.client.list_feed("hourly1")
     assert PERSONALISED in {item.source for item in personal.items}
