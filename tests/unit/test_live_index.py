@@ -138,6 +138,17 @@ def test_vectors_of_removed_videos_are_still_known_to_histories(main: tuple[Live
     assert live.value("nobody", VECTORS) is None
 
 
+def test_columns_are_read_by_id_of_what_lives(main: tuple[LiveIndex, Reference]) -> None:
+    live, reference = main
+    live.put(["new", "v7"], columns(vectors(2, 9), 5))
+    live.remove(["v3"])
+    known, read = live.columns_of(["v3", "new", "nobody", "v4", "v7"], ["owners", VECTORS])
+    assert known.tolist() == [False, True, False, True, True]
+    assert read["owners"].tolist() == [5, 1, 5]
+    np.testing.assert_array_equal(read[VECTORS], [vectors(2, 9)[0], reference.rows["v4"], vectors(2, 9)[1]])
+    assert live.columns_of([], ["owners"])[1]["owners"].tolist() == []
+
+
 def test_of_more_than_the_limit_the_newest_stay() -> None:
     part = FreshPart(COLUMNS, limit=5000)
     rows = vectors(30_000, 1)

@@ -1,7 +1,7 @@
 """An index that lives: the main part as it was built, and what changed since, searched as one."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -102,17 +102,34 @@ class LiveIndex:
         Returns:
             Which of the n ids are known, bool [n], and the vectors of those, float32 [known, dimension].
         """
+        known, columns = self._columns_of(ids, (VECTORS,), self.ids.rows_of(ids))
+        return known, columns[VECTORS]
+
+    def columns_of(self, ids: Sequence[str], names: Iterable[str]) -> tuple[Mask, Columns]:
+        """Some columns by id, of rows that live.
+
+        Returns:
+            Which of the n ids live, bool [n], and the columns of those, [living, ...] each.
+        """
         rows = self.ids.rows_of(ids)
-        fresh = {place: self.fresh.get(id_, VECTORS) for place, id_ in enumerate(ids) if id_ in self.fresh}
-        if not fresh:
-            known = rows >= 0
-            return known, np.asarray(self.columns[VECTORS][rows[known]])
-        vectors = np.asarray(self.columns[VECTORS][np.maximum(rows, 0)])
+        rows[~self._alive(rows)] = -1
+        return self._columns_of(ids, names, rows)
+
+    def _columns_of(self, ids: Sequence[str], names: Iterable[str], rows: Rows) -> tuple[Mask, Columns]:
+        """Of the fresh part, else of the given rows of the main part, where they are not -1."""
         known = rows >= 0
-        for place, vector in fresh.items():
-            known[place] = True
-            vectors[place] = vector
-        return known, vectors[known]
+        columns = {}
+        fresh = [place for place, id_ in enumerate(ids) if id_ in self.fresh]
+        known[fresh] = True
+        for name in names:
+            if not fresh:
+                columns[name] = np.asarray(self.columns[name][rows[known]])
+                continue
+            values = np.asarray(self.columns[name][rows])
+            for place in fresh:
+                values[place] = self.fresh.get(ids[place], name)
+            columns[name] = values[known]
+        return known, columns
 
     def search(self, queries: Sequence[Query]) -> list[Hits]:
         """The rows with the largest dot products, for each query; fewer than wanted only where there are no
