@@ -73,6 +73,8 @@ def make_catalogue(videos: int) -> Catalogue:
         tags=[[tags[i] for i in row[:n]] for row, n in zip(chosen.tolist(), counts.tolist(), strict=True)],
         durations_s=rng.lognormal(3, 1, videos).tolist(),
         create_times_us=[0] * videos,
+        languages=[""] * videos,
+        regions=[""] * videos,
         clip_vectors=_clip_vectors(topics, rng),
         has_clip=np.ones(videos, np.bool_),
         counts=np.ones(videos, np.int64),

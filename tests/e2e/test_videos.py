@@ -190,6 +190,54 @@ async def test_new_tags_of_a_video_reach_the_searches(served: Served) -> None:
     assert (await served.client.get_video("v77")).tags == ["renamed"]
 
 
+async def test_videos_are_found_by_language_and_region_wherever_they_come_from(
+    served: Served, clips: list[Path]
+) -> None:
+    # As far as the release knows: the synthetic videos, from its main part.
+    main = await served.client.list_similar_videos("v76", languages=["pt"], page_size=50)
+    languages = {(await served.client.get_video(hit.video_id)).language for hit in main.videos}
+    assert languages == {"pt-BR", "pt-PT"}
+    main = await served.client.list_similar_videos("v76", regions=["kz"], page_size=50)
+    assert {(await served.client.get_video(hit.video_id)).region for hit in main.videos} == {"KZ"}
+
+    async def found(**conditions: list[str]) -> set[str]:
+        page = await served.client.list_similar_videos("v76", **conditions)  # type: ignore[arg-type]
+        return {hit.video_id for hit in page.videos}
+
+    uploaded = await served.client.upload_video(
+        clips[6], keek.Video(video_id="spoken", language="gsw-CH", region="ch")
+    )
+    assert (uploaded.language, uploaded.region) == ("gsw-CH", "ch")
+    await served.client.import_videos([keek.Video(video_id="told", language="gsw", region="LI")])
+    await comes_in(served.client, "spoken")
+    await eventually(lambda: is_recommendable(served.client, "told"), within_s=5)
+    assert await found(languages=["GSW"]) == {"spoken", "told"}
+    assert await found(languages=["gsw-CH"]) == {"spoken"}
+    assert await found(regions=["CH", "li"]) == {"spoken", "told"}
+    await served.client.update_video(keek.Video(video_id="told", language="rm", region="CH"), ["language"])
+
+    async def is_changed() -> bool:
+        return await found(languages=["rm"]) == {"told"}
+
+    await eventually(is_changed, within_s=3)
+    assert await found(languages=["gsw"]) == {"spoken"}
+    assert await found(regions=["LI"]) == {"told"}
+    listed = {v.video_id: (v.language, v.region) async for v in served.client.iter_videos()}
+    assert (listed["spoken"], listed["told"]) == (("gsw-CH", "ch"), ("rm", "LI"))
+    for bad in ({"languages": ["gsw_CH"]}, {"regions": ["x" * 17]}):
+        with pytest.raises(keek.InvalidArgumentError):
+            await found(**bad)
+
+
+@needs_clip
+async def test_look_alikes_are_searched_by_language(served: Served, clips: list[Path]) -> None:
+    await served.client.upload_video(clips[7], keek.Video(video_id="seen", language="wo-SN"))
+    await comes_in(served.client, "seen")
+    found = await served.client.search_videos("a red disc", languages=["wo"])
+    assert [hit.video_id for hit in found.videos] == ["seen"]
+    assert not (await served.client.search_videos("a red disc", languages=["wo-GM"])).videos
+
+
 async def test_the_audience_of_a_video_are_users_who_like_its_kind(served: Served) -> None:
     audience = await served.client.find_audience("v5", page_size=50)
     scores = [member.score for member in audience.members]

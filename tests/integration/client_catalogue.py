@@ -193,7 +193,8 @@ class Videos(video_service_pb2_grpc.VideoServiceServicer):
     async def UpdateVideo(self, request: Any, context: Any) -> video_service_pb2.UpdateVideoResponse:
         await self.faults.strike("UpdateVideo", request, context)
         stored = await self._found(request.video.video_id, context)
-        for name in request.update_mask.paths or ("owner_id", "tags", "duration_s", "title"):
+        every = ("owner_id", "tags", "duration_s", "title", "language", "region")
+        for name in request.update_mask.paths or every:
             stored.ClearField(name)
             only = video_service_pb2.Video()
             only.CopyFrom(request.video)

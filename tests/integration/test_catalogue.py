@@ -25,6 +25,7 @@ from keek_server.videos.video import ClipVector, Video, VideoState
 
 def video(video_id: str, **changes: object) -> Video:
     plain = Video(video_id, "ann", ["cats"], 5.0, "A cat", 1_700_000_000_000_000)
+    plain = replace(plain, language="pt-BR", region="BR")
     return replace(plain, **changes)  # type: ignore[arg-type]
 
 
@@ -72,10 +73,40 @@ async def test_videos_from_before_there_were_uploads_are_ready_and_no_change(set
         )
     await engine.dispose()
     async with open_database(settings) as database:
-        assert await Catalogue(database).get("old") == video("old")
+        assert await Catalogue(database).get("old") == video("old", language="", region="")
         assert await ChangeFeed(database).read(0, 10) == []
         await Catalogue(database).put([video("new")])
         assert [change.video_id for change in await ChangeFeed(database).read(0, 10)] == ["new"]
+
+
+async def test_videos_from_before_there_were_languages_stay_as_they_are(settings: Settings) -> None:
+    engine = create_async_engine(settings.database_url)
+    async with engine.begin() as connection:
+        await connection.run_sync(to_step, "0003")
+        await connection.execute(
+            sa.text(
+                "INSERT INTO videos (video_id, owner_id, tags, duration_s, title, create_time_us, state,"
+                " change_seq, width, height, original_url, poster_url) VALUES ('old', 'ann', '[\"cats\"]', 5,"
+                " 'A cat', 1700000000000000, 4, 7, 9, 16, 'file:///o.mp4', 'file:///p.jpg')"
+            )
+        )
+    await engine.dispose()
+    kept = video(
+        "old",
+        width=9,
+        height=16,
+        original_url="file:///o.mp4",
+        poster_url="file:///p.jpg",
+        language="",
+        region="",
+    )
+    async with open_database(settings) as database:
+        catalogue = Catalogue(database)
+        assert await catalogue.get("old") == kept
+        (change,) = await ChangeFeed(database).read(0, 10)
+        assert (change.seq, change.language, change.region) == (7, "", "")
+        told = {"language": "de", "region": "AT"}
+        assert await catalogue.update("old", told, "") == replace(kept, **told)
 
 
 async def test_what_was_put_is_read_and_put_again_replaces_it(catalogue: Catalogue) -> None:
@@ -144,6 +175,7 @@ async def test_of_a_deleted_video_nothing_is_kept_but_that_its_files_must_go(
         row = (await connection.execute(sa.select(tables.videos))).one()
         files = (await connection.execute(sa.select(tables.files_to_remove.c.url))).scalars().all()
     assert (row.owner_id, row.tags, row.title, row.original_url) == ("", [], "", "")
+    assert (row.language, row.region) == ("", "")
     assert files == ["file:///o.mp4", "file:///p.jpg"]
 
 
@@ -223,6 +255,7 @@ async def test_a_follower_sees_every_video_as_it_is_in_the_end(
     assert seen["v3"].clip == clip(3)
     assert seen["v4"].clip is None
     assert seen["v4"].tags == ("cats",)
+    assert (seen["v4"].language, seen["v4"].region, seen["v4"].state) == ("pt-BR", "BR", VideoState.READY)
     assert seq == await feed.last()
 
 

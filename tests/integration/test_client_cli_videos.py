@@ -12,7 +12,8 @@ from client_server import BAD_FILE, CORPUS, PART_BYTES, Fault, Server, error_inf
 
 import keek
 from keek.uploads import CHUNK_BYTES
-from keek.v1.search_service_pb2 import SearchVideosRequest, VideoFilter
+from keek.v1.search_service_pb2 import SearchVideosRequest
+from keek.v1.video_filter_pb2 import VideoFilter
 
 UNTRAINED = "the CLIP of this release is untrained: its results mean nothing\n"
 
@@ -33,28 +34,44 @@ def file(tmp_path: Path) -> Path:
 # -- the catalogue --------------------------------------------------------------------------------
 async def test_videos_and_video_show_the_catalogue(server: Server) -> None:
     video = keek.Video(video_id="n1", owner_id="o1", tags=["a", "b"], duration_s=12.5, title="One\x1b[2J")
+    video.language, video.region = "pt-BR", "BR"
     video.create_time.FromJsonString("2024-05-01T08:00:00Z")
     server.videos.stored = {"n0": keek.Video(video_id="n0"), "n1": video}
     listed = await run_keek(server.target, "videos", "--owner", "o1")
     assert listed.lines == [
-        ["VIDEO", "OWNER", "SECONDS", "CREATED", "TAGS", "TITLE"],
-        ["n1", "o1", "12.5", "2024-05-01T08:00:00Z", "a", "b", "One\N{REPLACEMENT CHARACTER}[2J"],
+        ["VIDEO", "OWNER", "SECONDS", "CREATED", "LANGUAGE", "REGION", "TAGS", "TITLE"],
+        [
+            "n1",
+            "o1",
+            "12.5",
+            "2024-05-01T08:00:00Z",
+            "pt-BR",
+            "BR",
+            "a",
+            "b",
+            "One\N{REPLACEMENT CHARACTER}[2J",
+        ],
     ]
     everything = await run_keek(server.target, "videos", "--json")
     assert [found["video_id"] for found in everything.json] == ["n0", "n1"]
     one = await run_keek(server.target, "video", "n1")
     assert ["owner", "o1"] in one.lines
+    assert ["language", "pt-BR"] in one.lines
     [found] = (await run_keek(server.target, "video", "n1", "--json")).json
     assert (found["video_id"], found["duration_s"]) == ("n1", 12.5)
+    assert (found["language"], found["region"]) == ("pt-BR", "BR")
 
 
 async def test_an_upload_shows_the_video(server: Server, file: Path) -> None:
     options = ["--id", "n1", "--owner", "o1", "--tags", "cats, dogs", "--title", "One"]
+    options += ["--language", "pt-BR", "--region", "BR"]
     done = await run_keek(server.target, "upload", str(file), *options)
     assert (done.code, done.err) == (0, "")
     for words in (
         ["video", "n1"],
         ["tags", "cats", "dogs"],
+        ["language", "pt-BR"],
+        ["region", "BR"],
         ["state", "ready"],
         ["size", "720x1280"],
         ["file", "file:///n1"],
@@ -115,6 +132,10 @@ async def test_update_changes_what_its_options_name(server: Server) -> None:
     done = await run_keek(server.target, "update", "n1", "--title", "Two", "--tags", "", "--duration-s", "3")
     assert ["title", "Two"] in done.lines
     assert server.videos.stored["n1"] == keek.Video(video_id="n1", title="Two", owner_id="o1", duration_s=3.0)
+    await run_keek(server.target, "update", "n1", "--language", "de", "--region", "AT", "--duration-s", "0")
+    assert server.videos.stored["n1"] == keek.Video(
+        video_id="n1", title="Two", owner_id="o1", language="de", region="AT"
+    )
     nothing = await run_keek(server.target, "update", "n1")
     assert (nothing.code, nothing.out) == (2, "")
 
@@ -144,8 +165,10 @@ async def test_search_by_image_or_video_with_conditions(server: Server, tmp_path
     image = tmp_path / "a.jpg"
     image.write_bytes(b"JPEG")
     conditions = ["--tags", "a,b", "--owner", "o1", "--min-duration-s", "1", "--max-duration-s", "9"]
+    conditions += ["--languages", "pt, en-GB", "--regions", "BR"]
     await run_keek(server.target, "search", "--image", str(image), *conditions, "--max-age-s", "60")
     expected = VideoFilter(tags=["a", "b"], owner_id="o1", min_duration_s=1, max_duration_s=9, max_age_s=60)
+    expected.MergeFrom(VideoFilter(languages=["pt", "en-GB"], regions=["BR"]))
     done = await run_keek(server.target, "search", "--like", "v1", "--json")
     assert server.faults.requests["SearchVideos"] == [
         SearchVideosRequest(image=b"JPEG", filter=expected, page_size=20),

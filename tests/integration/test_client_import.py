@@ -272,12 +272,13 @@ async def test_lines_with_a_file_are_uploaded_with_their_metadata(server: Server
     assert server.videos.stored["n2"].title == "Two"
     # Again: the file is there, and its metadata is brought up to date.
     sent = server.faults.uploaded_bytes
-    file.write_text("video_id,tags,title,file\nn1,birds,New,clips/a.mp4\n")
+    file.write_text("video_id,tags,title,file,language,region\nn1,birds,New,clips/a.mp4,pt-BR,BR\n")
     done = await run_import(server, file)
     assert "0 files uploaded, 1 there already, 0 lines left out" in done.out
     assert server.faults.uploaded_bytes == sent
     stored = server.videos.stored["n1"]
     assert (stored.title, list(stored.tags), stored.width) == ("New", ["birds"], 720)
+    assert (stored.language, stored.region) == ("pt-BR", "BR")
 
 
 # -- Parquet --------------------------------------------------------------------------------------
@@ -334,7 +335,9 @@ async def test_a_damaged_parquet_file_is_one_line(server: Server, tmp_path: Path
 
 
 # -- usage ----------------------------------------------------------------------------------------
-@pytest.mark.parametrize("options", [["--owner", "o1"], ["--tags", "a"]])
+@pytest.mark.parametrize(
+    "options", [["--owner", "o1"], ["--tags", "a"], ["--language", "de"], ["--region", "AT"]]
+)
 async def test_options_of_a_folder_are_wrong_usage_for_a_table(
     server: Server, tmp_path: Path, options: list[str]
 ) -> None:

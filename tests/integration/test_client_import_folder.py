@@ -33,11 +33,13 @@ async def test_every_video_file_below_a_folder_is_uploaded_once(server: Server, 
     (folder / "d.WEBM").write_bytes(b"d")
     (folder / "notes.txt").write_text("no video")
     (folder / ".hidden.mp4").write_bytes(b"x")
-    done = await run_import(server, folder, "--owner", "o1", "--tags", "cats,dogs")
+    options = ["--owner", "o1", "--tags", "cats,dogs", "--language", "pt-BR", "--region", "BR"]
+    done = await run_import(server, folder, *options)
     assert done == Done(0, "3 files uploaded, 0 there already, 0 files left out\n", "")
     assert set(server.videos.stored) == {"a", "b/c", "d"}
     stored = server.videos.stored["b/c"]
     assert (stored.owner_id, list(stored.tags)) == ("o1", ["cats", "dogs"])
+    assert (stored.language, stored.region) == ("pt-BR", "BR")
     # Again, from elsewhere and at another time: nothing is sent.
     sent = server.faults.uploaded_bytes
     moved = folder.rename(tmp_path / "moved")

@@ -14,8 +14,8 @@ from keek.v1.search_service_pb2 import (
     FindAudienceRequest,
     ListSimilarVideosRequest,
     SearchVideosRequest,
-    VideoFilter,
 )
+from keek.v1.video_filter_pb2 import VideoFilter
 
 
 @pytest.fixture
@@ -117,6 +117,8 @@ FILTER = {
     "min_duration_s": 1.5,
     "max_duration_s": 60.0,
     "max_age_s": 86400.0,
+    "languages": ["pt", "en-GB"],
+    "regions": ["BR"],
 }
 
 

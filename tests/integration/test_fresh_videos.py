@@ -5,6 +5,7 @@ whole servers show.
 """
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ from keek_server.errors import SetupError, UnavailableError
 from keek_server.releases.follower import CatalogueFollower
 from keek_server.releases.fresh import FreshVideos
 from keek_server.releases.manifest import Manifest, TowerVersion
-from keek_server.releases.release import VIDEO_COLUMNS, Corpus, Release
+from keek_server.releases.release import INDEX_FILE, VIDEO_COLUMNS, Corpus, Release
 from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.fresh import VECTORS
 from keek_server.retrieval.query import Query
+from keek_server.search.filters import VideoFilter
 from keek_server.storage.database import Database
 from keek_server.towers.contract import DIMENSION
 from keek_server.towers.features import hash_ids, pad_tags
@@ -108,9 +110,10 @@ def fresh(feed: ChangeFeed, towers: Towers) -> FreshVideos:
     return FreshVideos(release(), feed, towers, fresh_limit=1000)  # type: ignore[arg-type]
 
 
-def ids(fresh: FreshVideos) -> set[str]:
-    """All that can be found."""
-    (hits,) = fresh.index.search([Query(np.ones(DIMENSION, np.float32), 10_000)])
+def ids(fresh: FreshVideos, filter_: VideoFilter | None = None) -> set[str]:
+    """All that can be found, or all that meet a filter."""
+    query = Query(np.ones(DIMENSION, np.float32), 10_000, filter_.mask if filter_ else None)
+    (hits,) = fresh.index.search([query])
     return set(hits.found_ids())
 
 
@@ -323,3 +326,47 @@ def test_a_release_of_an_earlier_version_says_what_to_do(tmp_path: Path) -> None
     (tmp_path / "durations_s.npy").unlink()
     with pytest.raises(SetupError, match=r"durations_s.npy: publish again"):
         Release.open(tmp_path)
+
+
+def test_a_release_that_lost_a_file_of_its_manifest_is_refused(tmp_path: Path) -> None:
+    made = release()
+    made.corpus.save(tmp_path)
+    made.manifest.model_copy(update={"files_sha256": {"languages.npy": ""}}).save(tmp_path)
+    (tmp_path / "languages.npy").unlink()
+    with pytest.raises(SetupError, match=r"languages.npy: publish again"):
+        Release.open(tmp_path)
+
+
+async def test_of_a_release_from_before_there_were_languages_only_new_videos_have_one(
+    tmp_path: Path, catalogue: Catalogue, feed: ChangeFeed, towers: Towers
+) -> None:
+    made = release()
+    made.corpus.save(tmp_path)
+    made.index.save(tmp_path / INDEX_FILE)
+    made.manifest.save(tmp_path)
+    for name in ("languages", "regions"):
+        (tmp_path / f"{name}.npy").unlink()
+    old = await asyncio.to_thread(Release.open, tmp_path)
+    for name in ("languages", "regions"):
+        column, kind = old.corpus.columns[name], VIDEO_COLUMNS[name]
+        assert (column.shape, column.dtype) == ((50, *kind.shape), kind.dtype)
+        # All rows are one and the same.
+        assert not column.any()
+        assert set(column.strides[:1]) == {0}
+    fresh = FreshVideos(old, feed, towers, fresh_limit=1000)  # type: ignore[arg-type]
+    assert ids(fresh) == RELEASED
+    portuguese, brazilian = VideoFilter(languages=["pt"]), VideoFilter(regions=["BR"])
+    assert ids(fresh, portuguese) == ids(fresh, brazilian) == set()
+    told = (
+        replace(video("new"), language="pt-PT", region="PT"),
+        replace(video("r3"), language="PT-br", region="br"),
+    )
+    await catalogue.put(told)
+    await fresh.catch_up()
+    assert ids(fresh) == RELEASED | {"new"}
+    assert ids(fresh, portuguese) == {"new", "r3"}
+    assert ids(fresh, VideoFilter(languages=["pt-BR"])) == ids(fresh, brazilian) == {"r3"}
+    await catalogue.update("r3", {"language": "de", "region": "AT"}, "")
+    await fresh.catch_up()
+    assert ids(fresh, portuguese) == {"new"}
+    assert ids(fresh, VideoFilter(languages=["de-AT", "de"], regions=["at"])) == {"r3"}

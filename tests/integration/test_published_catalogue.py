@@ -2,19 +2,22 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from projecting import SKIP, event
 
 from keek_server.interactions.log import InteractionLog
+from keek_server.search.filters import VideoFilter
 from keek_server.storage.database import Database
-from keek_server.towers.contract import CLIP_DIMENSION
+from keek_server.towers.contract import CLIP_DIMENSION, DIMENSION
 from keek_server.videos.catalogue import Catalogue
 from keek_server.videos.video import ClipVector, Video
 from keek_training.datasets.store import load_dataset, load_videos
 from keek_training.publishing import catalogue as module
 from keek_training.publishing.catalogue import read_catalogue
+from keek_training.publishing.indexes import build_corpus
 
 PAGES, ROWS = 4, 40_000
 """Pages of 40 MB, as they are of 50,000 videos: the allocator gives such back when they are freed."""
@@ -26,7 +29,8 @@ def clip(seed: int, clip_model: str) -> ClipVector:
 
 
 def video(number: int) -> Video:
-    return Video(f"v{number:02d}", f"o{number}", ["cats"], float(number), "", 1_700_000_000_000_000 + number)
+    plain = Video(f"v{number:02d}", f"o{number}", ["cats"], float(number), "", 1_700_000_000_000_000 + number)
+    return replace(plain, language="pt-BR" if number % 2 else "", region="BR" if number % 3 else "")
 
 
 async def test_a_release_is_built_from_what_exists_with_the_vectors_that_it_reads(
@@ -44,6 +48,11 @@ async def test_a_release_is_built_from_what_exists_with_the_vectors_that_it_read
     catalogue = await read_catalogue(database, lambda clip_model: clip_model == "a@1")
     assert catalogue.video_ids == [f"v{n:02d}" for n in range(9)]
     assert catalogue.durations_s == [float(n) for n in range(9)]
+    assert catalogue.languages == ["", "pt-BR"] * 4 + [""]
+    assert catalogue.regions == ["", "BR", "BR"] * 3
+    corpus = build_corpus(catalogue, np.zeros((9, DIMENSION), np.float32))
+    assert np.flatnonzero(VideoFilter(languages=["pt"]).mask(corpus.columns)).tolist() == [1, 3, 5, 7]
+    assert np.flatnonzero(VideoFilter(regions=["br"]).mask(corpus.columns)).tolist() == [1, 2, 4, 5, 7, 8]
     assert catalogue.counts.tolist() == [0, 2, 1] + [0] * 6
     assert np.flatnonzero(catalogue.has_clip).tolist() == [1, 7]
     assert catalogue.clip_vectors.shape == (9, CLIP_DIMENSION)
@@ -104,5 +113,7 @@ async def test_training_does_not_see_what_was_deleted(database: Database) -> Non
     await store.put([video(n) for n in range(3)])
     await InteractionLog(database).append([event("u1", "v00"), event("u1", "v01")])
     await store.delete("v01", "")
-    assert (await load_videos(database))["video_id"].to_pylist() == ["v00", "v02"]
+    videos = await load_videos(database)
+    assert videos["video_id"].to_pylist() == ["v00", "v02"]
+    assert (videos["language"].to_pylist(), videos["region"].to_pylist()) == (["", ""], ["", "BR"])
     assert (await load_dataset(database)).videos["video_id"].to_pylist() == ["v00", "v02"]

@@ -33,6 +33,12 @@ def test_columns_are_found_by_name_with_title_and_time(file: Path) -> None:
     assert rows == [Row(2, expected)]
 
 
+def test_language_and_region_are_read_where_they_are_given(file: Path) -> None:
+    rows = _read(file, "region,video_id,language\nBR,v1, pt-BR\n,v2,\n")
+    given = keek.Video(video_id="v1", language="pt-BR", region="BR")
+    assert rows == [Row(2, given), Row(3, keek.Video(video_id="v2"))]
+
+
 def test_the_contracts_own_names_of_columns_are_taken(file: Path) -> None:
     video = keek.Video(video_id="v1", duration_s=12.5, owner_id="o1")
     assert _read(file, "video_id,owner_id,duration_s\nv1,o1,12.5\n") == [Row(2, video)]

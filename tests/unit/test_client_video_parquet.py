@@ -50,16 +50,22 @@ def test_all_columns_are_read_in_any_order(file: Path) -> None:
         file=["clips/a.mp4"],
         tags=[["cats", " dogs ", "cats", ""]],
         owner_id=["o1"],
+        language=["pt-BR "],
+        region=["BR"],
         video_id=[" v1 "],
     )
     video = keek.Video(video_id="v1", owner_id="o1", title="One", duration_s=12.5, tags=["cats", "dogs"])
+    video.language, video.region = "pt-BR", "BR"
     video.create_time.CopyFrom(_time("2024-05-01T08:00:00Z"))
     assert line == Row(1, video, "clips/a.mp4")
 
 
 def test_the_identifier_alone_suffices_and_nothing_is_unknown(file: Path) -> None:
     assert _videos(_read(file, video_id=IDS)) == [keek.Video(video_id=name) for name in IDS]
-    empty = {name: pa.nulls(1, pa.string()) for name in ("owner", "title", "file", "tags", "create_time")}
+    empty = {
+        name: pa.nulls(1, pa.string())
+        for name in ("owner", "title", "file", "tags", "create_time", "language", "region")
+    }
     lines = _read(file, video_id=["v1"], duration=pa.nulls(1, pa.float32()), **empty)
     assert lines == [Row(1, keek.Video(video_id="v1"))]
 

@@ -85,7 +85,8 @@ def test_metadata_is_read_and_videos_without_it_are_bare(tmp_path: Path) -> None
     log = _impression(1, 11, 1649408076000)
     dataset = kuairand.read(_write_csvs(tmp_path, log, videos))
     assert dataset.problems == []
-    bare = {"owner_id": "", "tags": [], "duration_s": 0.0, "title": ""}
+    nowhere = {"language": "", "region": ""}
+    bare = {"owner_id": "", "tags": [], "duration_s": 0.0, "title": "", **nowhere}
     assert dataset.videos.to_pylist() == [
         {
             "video_id": "10",
@@ -94,6 +95,7 @@ def test_metadata_is_read_and_videos_without_it_are_bare(tmp_path: Path) -> None
             "duration_s": pytest.approx(87.433),
             "title": "",
             "create_time_us": 1_649_520_000_000_000,  # midnight of that day in Beijing
+            **nowhere,
         },
         {"video_id": "11", **bare, "create_time_us": 1_649_408_076_000_000},
         {"video_id": "12", **bare, "create_time_us": 1_649_408_076_000_000},

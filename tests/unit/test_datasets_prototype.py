@@ -46,6 +46,8 @@ def test_both_files_become_a_data_set(tmp_path: Path) -> None:
             "duration_s": 12.5,
             "title": "",
             "create_time_us": 1_700_000_000_000_000,
+            "language": "",
+            "region": "",
         },
         "v2": {
             "owner_id": "",
@@ -53,6 +55,8 @@ def test_both_files_become_a_data_set(tmp_path: Path) -> None:
             "duration_s": 0.0,
             "title": "",
             "create_time_us": 1_700_000_001_000_000,
+            "language": "",
+            "region": "",
         },
     }
     assert [tuple(row.values()) for row in dataset.interactions.to_pylist()] == [

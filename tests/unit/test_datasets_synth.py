@@ -43,6 +43,13 @@ def test_the_same_configuration_gives_the_same_data(small: Dataset) -> None:
     assert not other.interactions.equals(small.interactions)
 
 
+def test_owners_keep_to_a_language_and_a_region(small: Dataset) -> None:
+    rows = small.videos.select(["owner_id", "language", "region"]).to_pylist()
+    homes = {(row["owner_id"], row["language"], row["region"]) for row in rows}
+    assert len(homes) == len({owner for owner, *_ in homes})
+    assert {language.partition("-")[0] for _, language, _ in homes} >= {"en", "pt", "es", ""}
+
+
 def test_everything_happens_in_the_days_before_the_end(small: Dataset) -> None:
     times_us = small.interactions["event_time_us"].to_numpy()
     assert np.all(np.diff(times_us) >= 0)

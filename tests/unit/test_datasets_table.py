@@ -40,6 +40,8 @@ def test_parquet_with_keeks_own_names(tmp_path: Path) -> None:
         "duration_s": [1.5],
         "title": ["One"],
         "create_time": [MOMENT],
+        "language": ["pt-BR"],
+        "region": ["BR"],
     }
     dataset = table.read(_write(tmp_path, videos, _interactions()))
     assert dataset.problems == []
@@ -51,6 +53,8 @@ def test_parquet_with_keeks_own_names(tmp_path: Path) -> None:
             "duration_s": 1.5,
             "title": "One",
             "create_time_us": MOMENT_US,
+            "language": "pt-BR",
+            "region": "BR",
         }
     ]
     assert [tuple(row.values()) for row in dataset.interactions.to_pylist()] == [
@@ -182,6 +186,35 @@ def test_event_ids_and_regions_may_be_mapped_or_absent(tmp_path: Path) -> None:
     assert _reasons(table.read(tmp_path, {"region": "country"})) == [
         ("interactions.parquet", 1, "region 'xxxxxxxxxxxxxxxxx' is longer than 16 bytes")
     ]
+
+
+def test_a_region_of_both_files_may_be_mapped_at_once_or_for_each(tmp_path: Path) -> None:
+    videos = {"video_id": ["v1"], "country": ["BR"], "land": ["PT"]}
+    _write(tmp_path, videos, _interactions(country=["KZ"]))
+    dataset = table.read(tmp_path, {"region": "country"})
+    assert (dataset.videos["region"].to_pylist(), dataset.interactions["region"].to_pylist()) == (
+        ["BR"],
+        ["KZ"],
+    )
+    dataset = table.read(tmp_path, {"videos.region": "land", "region": "country"})
+    assert (dataset.videos["region"].to_pylist(), dataset.interactions["region"].to_pylist()) == (
+        ["PT"],
+        ["KZ"],
+    )
+    with pytest.raises(SetupError, match=r"neither file has the column state"):
+        table.read(tmp_path, {"region": "state"})
+    with pytest.raises(SetupError, match=r"interactions\.parquet lacks the column land"):
+        table.read(tmp_path, {"interactions.region": "land"})
+
+
+def test_languages_that_are_none_are_reported(tmp_path: Path) -> None:
+    videos = {"video_id": ["v1", "v2", "v3", "v4"], "language": ["pt-BR", "pt_BR", None, "a" * 8 + "-b" * 14]}
+    dataset = table.read(_write(tmp_path, videos, _interactions()))
+    assert _reasons(dataset) == [
+        ("videos.parquet", 2, "language 'pt_BR' is not a BCP 47 language tag"),
+        ("videos.parquet", 4, "language 'aaaaaaaa-b-b-b-b-b-b-b-b-b-b-b-b-b-b' is longer than 35 bytes"),
+    ]
+    assert dataset.videos["language"].to_pylist() == ["pt-BR", ""]
 
 
 def test_an_id_that_is_half_a_number_is_reported(tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ def dataset(rows: list[Event]) -> Dataset:
             "duration_s": float(i),
             "title": "",
             "create_time_us": 0,
+            "language": "",
+            "region": "",
         }
         for i, video_id in enumerate(VIDEOS)
     ]

@@ -10,6 +10,8 @@ from google.protobuf.message import Message
 from keek.v1 import feed_service_pb2 as feed
 from keek.v1 import interaction_service_pb2 as interaction
 from keek.v1 import video_service_pb2 as video
+from keek.v1.search_service_pb2 import SearchVideosRequest
+from keek.v1.video_filter_pb2 import VideoFilter
 from keek_server.errors import InvalidArgumentError
 from keek_server.rpc.rules import RuleChecker
 
@@ -83,10 +85,43 @@ def test_good_requests_pass() -> None:
             "videos[0].tags",
             "at most 32",
         ),
+        (
+            video.ImportVideosRequest(videos=[video.Video(video_id="v", language="pt_BR")]),
+            "videos[0].language",
+            "not a BCP 47 language tag",
+        ),
+        (
+            video.ImportVideosRequest(videos=[video.Video(video_id="v", language="x-" * 17 + "yz")]),
+            "videos[0].language",
+            "at most 35",
+        ),
+        (
+            video.ImportVideosRequest(videos=[video.Video(video_id="v", region="r" * 17)]),
+            "videos[0].region",
+            "at most 16",
+        ),
+        (SearchVideosRequest(filter=VideoFilter(languages=["pt", ""])), "filter.languages[1]", "required"),
+        (SearchVideosRequest(filter=VideoFilter(languages=["pt-"])), "filter.languages[0]", "BCP 47"),
+        (SearchVideosRequest(filter=VideoFilter(languages=["de"] * 33)), "filter.languages", "at most 32"),
+        (SearchVideosRequest(filter=VideoFilter(regions=[""])), "filter.regions[0]", "required"),
+        (SearchVideosRequest(filter=VideoFilter(regions=["r"] * 33)), "filter.regions", "at most 32"),
     ],
 )
 def test_each_violation_names_its_field(message: Message, field: str, words: str) -> None:
     assert words in violations(message)[field]
+
+
+@pytest.mark.parametrize("language", ["", "pt", "PT-br", "zh-Hant-TW", "de-1996", "x-klingon", "i-lux"])
+def test_language_tags_pass(language: str) -> None:
+    assert violations(video.ImportVideosRequest(videos=[video.Video(video_id="v", language=language)])) == {}
+
+
+@pytest.mark.parametrize(
+    "language", ["-", "pt-", "-pt", "pt--BR", "4pt", "português", "verylonggg", "pt BR", "pt\n"]
+)
+def test_what_is_no_language_tag_is_refused(language: str) -> None:
+    message = video.ImportVideosRequest(videos=[video.Video(video_id="v", language=language)])
+    assert violations(message).keys() == {"videos[0].language"}
 
 
 def test_all_violations_are_named_at_once() -> None:

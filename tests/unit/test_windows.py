@@ -47,6 +47,7 @@ def _small(events: Sequence[tuple[str, str, InteractionKind]], videos: Sequence[
     """Events (user, video, kind), a second after one another, each user's in this order."""
     count = len(videos)
     columns = [videos, [""] * count, [[]] * count, [0.0] * count, [""] * count, [0] * count]
+    columns += [[""] * count, [""] * count]
     rows = [(user, video, int(kind), i * 1_000_000) for i, (user, video, kind) in enumerate(events)]
     return Dataset(
         "small",

@@ -7,7 +7,8 @@ from typing import TypedDict
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from keek.uploads import identified
-from keek.v1.search_service_pb2 import ListSimilarVideosRequest, SearchVideosRequest, VideoFilter
+from keek.v1.search_service_pb2 import ListSimilarVideosRequest, SearchVideosRequest
+from keek.v1.video_filter_pb2 import VideoFilter
 from keek.v1.video_service_pb2 import CreateVideoRequest, DeleteVideoRequest, UpdateVideoRequest, Video
 
 
@@ -22,6 +23,10 @@ class SearchOptions(TypedDict, total=False):
     max_duration_s: float
     max_age_s: float
     """Since the video was created."""
+    languages: Iterable[str]
+    """One of these: `pt` is met by `pt-BR`, too. A video of unknown language meets none."""
+    regions: Iterable[str]
+    """One of these."""
     page_size: int
     """0 means 20; at most 100."""
     page_token: str
@@ -69,6 +74,8 @@ def _filter(options: SearchOptions) -> VideoFilter | None:
         min_duration_s=options.get("min_duration_s", 0.0),
         max_duration_s=options.get("max_duration_s", 0.0),
         max_age_s=options.get("max_age_s", 0.0),
+        languages=options.get("languages", ()),
+        regions=options.get("regions", ()),
     )
     return conditions if conditions.ByteSize() else None
 

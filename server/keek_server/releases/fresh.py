@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from keek_server import metrics
+from keek_server.releases.columns import video_columns
 from keek_server.releases.release import CLIP, VIDEO_COLUMNS, Release
 from keek_server.retrieval.fresh import VECTORS, Column, Columns
-from keek_server.retrieval.ids import hash_all
 from keek_server.retrieval.index import FaissIndex
 from keek_server.retrieval.live import LiveIndex
 from keek_server.towers.client import TowerClient
 from keek_server.towers.contract import CLIP_DIMENSION, VIDEO_TOWER
-from keek_server.towers.features import MAX_TAGS, Float16Array, pad_tags, video_features
+from keek_server.towers.features import Float16Array, video_features
 from keek_server.videos.changes import Change, ChangeFeed
 from keek_server.videos.video import VideoState
 
@@ -128,15 +128,16 @@ class FreshVideos:
         )
 
     def _columns(self, batch: Sequence[Change], vectors: npt.NDArray[np.float32]) -> Columns:
-        tags = pad_tags([change.tags for change in batch])
-        return {
-            VECTORS: vectors,
-            "owners": hash_all([change.owner_id for change in batch]),
-            "durations_s": np.array([change.duration_s for change in batch], np.float32),
-            "create_times_us": np.array([change.create_time_us for change in batch], np.int64),
-            "tags": np.pad(tags, ((0, 0), (0, MAX_TAGS - tags.shape[1]))),
-            CLIP: self._clip_vectors(batch),
-        }
+        known = video_columns(
+            vectors,
+            owner_ids=[change.owner_id for change in batch],
+            tags=[change.tags for change in batch],
+            durations_s=[change.duration_s for change in batch],
+            create_times_us=[change.create_time_us for change in batch],
+            languages=[change.language for change in batch],
+            regions=[change.region for change in batch],
+        )
+        return {**known, CLIP: self._clip_vectors(batch)}
 
     def _clip_vectors(self, batch: Sequence[Change]) -> Float16Array:
         """float16 [n, CLIP_DIMENSION]; NaN where a video has none of this CLIP."""

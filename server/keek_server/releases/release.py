@@ -1,6 +1,6 @@
 """A release as a server holds it: mapped, immutable, captured once by each request."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -37,8 +37,15 @@ VIDEO_COLUMNS: Final[Mapping[str, Column]] = {
     "create_times_us": Column(np.int64),
     # Hashes of the tags (`towers.features.pad_tags`), padded with zeros.
     "tags": Column(np.int32, (MAX_TAGS,)),
+    # Hashes of the primary subtag and of the whole tag (`videos.locales`); 0 when unknown.
+    "languages": Column(np.int32, (2,)),
+    # Hash; 0 when unknown.
+    "regions": Column(np.int32),
 }
 """What a release knows of a video, by row."""
+
+_ADDED: Final = frozenset({"languages", "regions"})
+"""Columns that releases of before lack: of their videos nothing is known there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +87,21 @@ class Corpus:
         np.save(folder / _POPULARITY, self.popularity)
 
     @classmethod
-    def open(cls, folder: Path) -> "Corpus":
-        """Maps what `save` wrote."""
-        columns = {name: _mapped(folder / f"{name}.npy") for name in VIDEO_COLUMNS}
-        return cls(IdTable.open(folder), columns, _mapped(folder / _POPULAR), _mapped(folder / _POPULARITY))
+    def open(cls, folder: Path, files: Collection[str] = ()) -> "Corpus":
+        """Maps what `save` wrote.
+
+        Args:
+            folder: Where it is.
+            files: Names of files that must be there, though a release of before would lack them.
+        """
+        ids = IdTable.open(folder)
+        columns = {
+            name: _unknown(column, len(ids))
+            if name in _ADDED and not (f"{name}.npy" in files or (folder / f"{name}.npy").exists())
+            else _mapped(folder / f"{name}.npy")
+            for name, column in VIDEO_COLUMNS.items()
+        }
+        return cls(ids, columns, _mapped(folder / _POPULAR), _mapped(folder / _POPULARITY))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +166,7 @@ class Release:
     @classmethod
     def _open(cls, folder: Path, manifest: Manifest) -> "Release":
         clip, users = manifest.clip_index, manifest.user_index
-        corpus = Corpus.open(folder)
+        corpus = Corpus.open(folder, manifest.files_sha256)
         return cls(
             manifest,
             corpus,
@@ -161,6 +179,11 @@ class Release:
 def clip_is_read(clip_model: str, own: str) -> bool:
     """Whether a release with the CLIP `own` (empty: none) reads vectors of `clip_model` (empty: not said)."""
     return not clip_model or not own or clip_model == own
+
+
+def _unknown(column: Column, count: int) -> npt.NDArray[Any]:
+    """Zeros for `count` rows, in the memory of one."""
+    return np.broadcast_to(np.zeros(column.shape, column.dtype), (count, *column.shape))
 
 
 def _mapped(path: Path) -> npt.NDArray[Any]:

@@ -16,11 +16,13 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from keek.v1 import rules_pb2
 from keek_server.errors import FieldViolation, InvalidArgumentError
+from keek_server.videos.locales import LANGUAGE_PATTERN
 
 CLOCK_ALLOWANCE_S = 300
 """How far ahead of the server's clock a time may be."""
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
+_LANGUAGE = re.compile(LANGUAGE_PATTERN)
 _LAST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z, the last that a Timestamp may hold
 
 Violations = list[FieldViolation]
@@ -90,6 +92,8 @@ def _value_checks(field: FieldDescriptor, rules: rules_pb2.FieldRules) -> list[_
         checks.append(_between(low, high))
     if rules.uuid:
         checks.append(_uuid)
+    if rules.language:
+        checks.append(_language)
     if field.message_type:
         checks.append(_timestamp(not_future=rules.not_future))
     return checks
@@ -189,6 +193,11 @@ def _between(low: float, high: float) -> _CheckValue:
 def _uuid(value: str, path: str, out: Violations) -> None:
     if value and not _UUID.fullmatch(value):
         out.append(FieldViolation(path, "is not a UUID"))
+
+
+def _language(value: str, path: str, out: Violations) -> None:
+    if value and not _LANGUAGE.fullmatch(value):
+        out.append(FieldViolation(path, "is not a BCP 47 language tag"))
 
 
 def _timestamp(*, not_future: bool) -> _CheckValue:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from keek.v1 import search_service_pb2 as pb
-from keek.v1 import search_service_pb2_grpc
+from keek.v1 import search_service_pb2_grpc, video_filter_pb2
 from keek_server.clock import now_us
 from keek_server.errors import InvalidArgumentError
 from keek_server.rpc.guard import Context
@@ -96,13 +96,15 @@ class _Page:
         return encode_token(str(self.end)) if more else ""
 
 
-def _decode(message: pb.VideoFilter) -> VideoFilter:
+def _decode(message: video_filter_pb2.VideoFilter) -> VideoFilter:
     return VideoFilter(
         tuple(message.tags),
         message.owner_id,
         message.min_duration_s,
         message.max_duration_s,
         now_us() - int(message.max_age_s * 1e6) if message.max_age_s else 0,
+        tuple(message.languages),
+        tuple(message.regions),
     )
 
 

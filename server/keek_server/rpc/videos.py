@@ -173,6 +173,8 @@ def _encode(video: Video) -> pb.Video:
         height=video.height,
         original_url=video.original_url,
         poster_url=video.poster_url,
+        language=video.language,
+        region=video.region,
     )
     message.create_time.FromMicroseconds(video.create_time_us)
     return message
@@ -188,4 +190,6 @@ def _decode(message: pb.Video) -> Video:
         message.duration_s,
         message.title,
         message.create_time.ToMicroseconds() if has_time else now_us(),
+        language=message.language,
+        region=message.region,
     )

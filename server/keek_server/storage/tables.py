@@ -60,6 +60,9 @@ videos = Table(
     # Empty where no file was uploaded.
     Column("original_url", String(2048), nullable=False),
     Column("poster_url", String(2048), nullable=False),
+    # A BCP 47 tag; empty when unknown, as the region.
+    Column("language", String(35), nullable=False),
+    Column("region", String(16), nullable=False),
 )
 
 catalogue_clock = Table(

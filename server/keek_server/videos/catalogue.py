@@ -17,7 +17,7 @@ from keek_server.videos.video import Brief, ClipVector, Video, VideoState
 
 _OF_A_FILE = ("width", "height", "original_url", "poster_url")
 
-MUTABLE = ("owner_id", "tags", "duration_s", "title")
+MUTABLE = ("owner_id", "tags", "duration_s", "title", "language", "region")
 """What an update may change."""
 
 
@@ -207,6 +207,8 @@ _NOTHING: dict[str, Any] = {
     "height": 0,
     "original_url": "",
     "poster_url": "",
+    "language": "",
+    "region": "",
 }
 _VIDEOS = sa.select(
     table.c.video_id,
@@ -220,5 +222,7 @@ _VIDEOS = sa.select(
     table.c.height,
     table.c.original_url,
     table.c.poster_url,
+    table.c.language,
+    table.c.region,
 ).where(_EXISTS)
 _BRIEFS = sa.select(table.c.video_id, table.c.owner_id, table.c.tags).where(_EXISTS)

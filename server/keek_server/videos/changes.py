@@ -19,6 +19,8 @@ class Change(NamedTuple):
     tags: tuple[str, ...]
     duration_s: float
     create_time_us: int
+    language: str
+    region: str
     state: VideoState
     clip: ClipVector | None
 
@@ -71,7 +73,7 @@ class ChangeFeed:
             rows = (await connection.execute(query)).all()
         return [
             Change(
-                *row[:3], tuple(row.tags), *row[4:6], VideoState(row.state), _clip(row.clip_model, row.vector)
+                *row[:3], tuple(row.tags), *row[4:8], VideoState(row.state), _clip(row.clip_model, row.vector)
             )
             for row in rows
         ]
@@ -89,6 +91,8 @@ _CHANGES = sa.select(
     videos.c.tags,
     videos.c.duration_s,
     videos.c.create_time_us,
+    videos.c.language,
+    videos.c.region,
     videos.c.state,
     clip_vectors.c.clip_model,
     clip_vectors.c.vector,

@@ -36,6 +36,9 @@ class Video:
     original_url: str = ""
     """Empty without a file, as the poster's."""
     poster_url: str = ""
+    language: str = ""
+    """A BCP 47 tag; empty when unknown, as the region."""
+    region: str = ""
 
     def as_row(self) -> dict[str, Any]:
         """Its columns by name; what `asdict` gives, without copies of it all."""

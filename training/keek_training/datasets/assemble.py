@@ -26,6 +26,8 @@ def video_table(
     durations_s: npt.NDArray[np.float32] | None = None,
     titles: pa.Array | None = None,
     create_times_us: pa.Array | None = None,
+    languages: pa.Array | None = None,
+    regions: pa.Array | None = None,
 ) -> pa.Table:
     """The good rows as videos; of several with one id the first is kept, the others are rejected.
 
@@ -43,6 +45,8 @@ def video_table(
             "create_time_us": pa.nulls(rows.count, pa.int64())
             if create_times_us is None
             else create_times_us,
+            "language": empty if languages is None else languages,
+            "region": empty if regions is None else regions,
         }
     )
     return table.filter(pa.array(rows.good))
@@ -52,14 +56,17 @@ def bare_videos(video_ids: pa.Array) -> pa.Table:
     """Videos of which nothing but the id is known, one for each different id."""
     ids = pc.unique(video_ids)
     count = len(ids)
+    empty = pa.array([""] * count, pa.string())
     return pa.table(
         {
             "video_id": ids,
-            "owner_id": pa.array([""] * count, pa.string()),
+            "owner_id": empty,
             "tags": pa.array([[]] * count, pa.list_(pa.string())),
             "duration_s": np.zeros(count, np.float32),
-            "title": pa.array([""] * count, pa.string()),
+            "title": empty,
             "create_time_us": pa.nulls(count, pa.int64()),
+            "language": empty,
+            "region": empty,
         }
     )
 

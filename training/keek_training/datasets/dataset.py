@@ -15,6 +15,8 @@ VIDEO_SCHEMA = pa.schema(
         pa.field("duration_s", pa.float32(), nullable=False),  # 0 when unknown
         pa.field("title", pa.string(), nullable=False),
         pa.field("create_time_us", pa.int64(), nullable=False),
+        pa.field("language", pa.string(), nullable=False),  # a BCP 47 tag; empty when unknown
+        pa.field("region", pa.string(), nullable=False),  # empty when unknown
     ]
 )
 """One row a video, video_id unique. Times are microseconds since the Unix epoch, in UTC."""

@@ -14,11 +14,13 @@ import pyarrow.compute as pc
 
 from keek_server.clock import iso_us, now_us
 from keek_server.interactions.kinds import InteractionKind
+from keek_server.videos.locales import LANGUAGE_PATTERN
 from keek_training.datasets.raw import Int64Array
 from keek_training.datasets.rows import BoolArray, Rows
 
 MAX_ID_BYTES = 128
 MAX_TITLE_BYTES = 512
+MAX_LANGUAGE_BYTES = 35
 MAX_REGION_BYTES = 16
 MAX_TAGS = 32
 MAX_DURATION_S = 86_400.0
@@ -48,6 +50,14 @@ def parse_text(rows: Rows, name: str, max_bytes: int) -> pa.Array:
     )
     rows.reject_values(_mask(pc.match_substring(text, "\0")), name, "has a NUL character")
     return text
+
+
+def parse_languages(rows: Rows, name: str) -> pa.Array:
+    """BCP 47 language tags: string [rows], empty where the file has none."""
+    tags = parse_text(rows, name, MAX_LANGUAGE_BYTES)
+    has_form = pc.match_substring_regex(tags, f"^({LANGUAGE_PATTERN})?$")
+    rows.reject_values(~_mask(has_form), name, "is not a BCP 47 language tag")
+    return tags
 
 
 def parse_uuids(rows: Rows, name: str) -> pa.Array:

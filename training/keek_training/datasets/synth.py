@@ -14,8 +14,9 @@ from keek_server.clock import iso_us, now_us
 from keek_server.errors import SetupError
 from keek_training.datasets.assemble import assemble, interaction_table
 from keek_training.datasets.dataset import VIDEO_SCHEMA, Dataset
+from keek_training.datasets.raw import Int64Array
 from keek_training.datasets.synth_events import make_events
-from keek_training.datasets.synth_world import TAG_NAMES, TOPICS, Videos, make_world
+from keek_training.datasets.synth_world import LOCALES, TAG_NAMES, TOPICS, Videos, draw_locales, make_world
 
 _US_PER_DAY = 86_400_000_000
 
@@ -87,10 +88,11 @@ def synthesise(config: SynthConfig) -> Dataset:
         events.kinds,
         pa.array(events.times_us),
     )
-    return assemble("synth", _video_table(video_ids, world.videos), interactions)
+    locales = draw_locales(rng, world.videos.owners)
+    return assemble("synth", _video_table(video_ids, world.videos, locales), interactions)
 
 
-def _video_table(video_ids: pa.Array, videos: Videos) -> pa.Table:
+def _video_table(video_ids: pa.Array, videos: Videos, locales: Int64Array) -> pa.Table:
     titles = [
         f"{TOPICS[topic].capitalize()} {number}" for number, topic in enumerate(videos.topics.tolist(), 1)
     ]
@@ -101,6 +103,8 @@ def _video_table(video_ids: pa.Array, videos: Videos) -> pa.Table:
         "duration_s": pa.array(videos.durations_s),
         "title": pa.array(titles),
         "create_time_us": pa.array(videos.create_times_us),
+        "language": pa.array([language for language, _ in LOCALES]).take(pa.array(locales)),
+        "region": pa.array([region for _, region in LOCALES]).take(pa.array(locales)),
     }
     return pa.table(columns).cast(VIDEO_SCHEMA)
 

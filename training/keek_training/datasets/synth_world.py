@@ -28,6 +28,12 @@ TAG_NAMES = (
     *(f"{topic}-{number}" for topic in TOPICS for number in range(1, _TAGS_A_TOPIC + 1)),
 )
 
+LOCALES = (
+    ("en-US", "US"), ("pt-BR", "BR"), ("es-MX", "MX"), ("en-GB", "GB"), ("de", "DE"), ("ru", "KZ"),
+    ("kk", "KZ"), ("pt-PT", "PT"), ("", ""),
+)  # fmt: skip
+"""Languages with their regions, the most common first; of some videos neither is known."""
+
 
 @dataclass(frozen=True, slots=True)
 class Videos:
@@ -73,6 +79,13 @@ def make_world(rng: np.random.Generator, *, videos: int, users: int, start_us: i
     """Draws a world; half of its videos are older than `start_us`, the others come until `end_us`."""
     centres = _unit(rng.normal(size=(len(TOPICS), _DIMENSIONS)))
     return World(_make_videos(rng, centres, videos, start_us, end_us), _make_users(rng, centres, users))
+
+
+def draw_locales(rng: np.random.Generator, owners: Int64Array) -> Int64Array:
+    """Where each of n videos is from: int64 [n], into LOCALES; all videos of an owner from one place."""
+    count = int(owners.max()) + 1
+    own: Int64Array = rng.choice(len(LOCALES), count, p=_zipf(len(LOCALES), 0.7))[owners]
+    return own
 
 
 def _make_videos(

@@ -19,6 +19,7 @@ from keek_training.datasets.parse import (
     parse_durations,
     parse_ids,
     parse_kinds,
+    parse_languages,
     parse_tags,
     parse_text,
     parse_times,
@@ -28,12 +29,14 @@ from keek_training.datasets.raw import RawTable
 from keek_training.datasets.rows import Rows
 from keek_training.datasets.text import read_csv
 
-VIDEO_COLUMNS = ("video_id", "owner_id", "tags", "duration_s", "title", "create_time")
+VIDEO_COLUMNS = ("video_id", "owner_id", "tags", "duration_s", "title", "language", "region", "create_time")
 INTERACTION_COLUMNS = ("user_id", "video_id", "kind", "event_time")
 EXTRA_COLUMNS = ("event_id", "region")
 MAPPING_FILE = "columns.json"
 
 _FILES = {"videos": VIDEO_COLUMNS, "interactions": (*INTERACTION_COLUMNS, *EXTRA_COLUMNS)}
+_SHARED = frozenset(VIDEO_COLUMNS) & frozenset(EXTRA_COLUMNS)
+"""What either file may have: mapped for both, it need be in one of them alone."""
 
 
 def read(path: Path, columns: Mapping[str, str] | None = None) -> Dataset:
@@ -60,10 +63,15 @@ def read(path: Path, columns: Mapping[str, str] | None = None) -> Dataset:
         durations_s=parse_durations(video_rows, "duration_s"),
         titles=parse_text(video_rows, "title", MAX_TITLE_BYTES),
         create_times_us=parse_times(video_rows, "create_time", required=False),
+        languages=parse_languages(video_rows, "language"),
+        regions=parse_text(video_rows, "region", MAX_REGION_BYTES),
     )
     constant = _constant_kind(mapping)
     required = [name for name in INTERACTION_COLUMNS if name != "kind" or constant is None]
     rows = Rows(_read_file(path, "interactions", mapping, required))
+    for name in _shared(mapping):
+        if name not in video_rows and name not in rows:
+            raise SetupError(f"{path}: neither file has the column {mapping[name]}")
     user_ids, video_ids = parse_ids(rows, "user_id"), parse_ids(rows, "video_id")
     kinds = parse_kinds(rows, "kind") if constant is None else np.full(rows.count, int(constant), np.int8)
     table = interaction_table(user_ids, video_ids, kinds, parse_times(rows, "event_time"), **_extras(rows))
@@ -88,7 +96,11 @@ def _read_file(
     """The wanted columns under Keek's names."""
     names = {name: _mapped(mapping, stem, name) for name in _FILES[stem]}
     # What was mapped by hand must be there, also where it could be left out.
-    needed = [own for name, own in names.items() if name in required or own != name]
+    needed = [
+        own
+        for name, own in names.items()
+        if name in required or (own != name and name not in _shared(mapping))
+    ]
     needed = [own for own in needed if not own.startswith("=")]
     others = [own for own in names.values() if own not in needed and not own.startswith("=")]
     parquet, csv = path / f"{stem}.parquet", path / f"{stem}.csv"
@@ -101,6 +113,13 @@ def _read_file(
 
 def _mapped(mapping: Mapping[str, str], stem: str, name: str) -> str:
     return mapping.get(f"{stem}.{name}", mapping.get(name, name))
+
+
+def _shared(mapping: Mapping[str, str]) -> frozenset[str]:
+    """Columns that are mapped for both files."""
+    return frozenset(
+        name for name in _SHARED & mapping.keys() if not any(f"{stem}.{name}" in mapping for stem in _FILES)
+    )
 
 
 def _constant_kind(mapping: Mapping[str, str]) -> InteractionKind | None:

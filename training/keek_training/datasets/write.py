@@ -35,7 +35,7 @@ def write_csv(dataset: Dataset, folder: Path) -> list[Path]:
 
 
 def write_prototype(dataset: Dataset, folder: Path) -> list[Path]:
-    """Writes the layout of `prototype:DIR`, which has neither titles nor times of creation."""
+    """Writes the layout of `prototype:DIR`, which has no titles, times, languages or regions."""
     videos, interactions = _table_columns(dataset).values()
     logged = (interactions[name] for name in table.INTERACTION_COLUMNS)
     described = (videos[name] for name in ("video_id", "tags", "duration_s", "owner_id"))

@@ -35,6 +35,8 @@ class Catalogue:
     tags: list[list[str]] = field(default_factory=list)
     durations_s: list[float] = field(default_factory=list)
     create_times_us: list[int] = field(default_factory=list)
+    languages: list[str] = field(default_factory=list)
+    regions: list[str] = field(default_factory=list)
     clip_vectors: Float16Array = field(
         default_factory=lambda: np.empty((0, CLIP_DIMENSION), np.float16), repr=False
     )
@@ -59,13 +61,15 @@ async def read_catalogue(database: Database, reads: Callable[[str], bool] = lamb
     catalogue = Catalogue(await ChangeFeed(database).last())
     pages: deque[_ClipPage] = deque()
     async for rows in _pages(database):
-        ids, owners, tags, durations, times, models, vectors = zip(*rows, strict=True)
+        ids, owners, tags, durations, times, languages, regions, models, vectors = zip(*rows, strict=True)
         catalogue.video_ids += ids
         catalogue.owner_ids += owners
         # The same few tags come again and again: one object each, hashed once.
         catalogue.tags += ([sys.intern(tag) for tag in own] for own in tags)
         catalogue.durations_s += durations
         catalogue.create_times_us += times
+        catalogue.languages += map(sys.intern, languages)
+        catalogue.regions += map(sys.intern, regions)
         pages.append(_clip_page(models, vectors, reads))
     catalogue.clip_vectors, catalogue.has_clip = _joined(pages)
     counts = await _counts(database)
@@ -105,6 +109,8 @@ async def _pages(database: Database) -> AsyncIterator[Any]:
             videos.c.tags,
             videos.c.duration_s,
             videos.c.create_time_us,
+            videos.c.language,
+            videos.c.region,
             clip_vectors.c.clip_model,
             clip_vectors.c.vector,
         )

@@ -6,15 +6,14 @@ from pathlib import Path
 import numpy as np
 
 from keek_server.errors import SetupError
+from keek_server.releases.columns import video_columns
 from keek_server.releases.release import CLIP_INDEX_FILE, INDEX_FILE, Audience, Corpus
 from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.clip_index import build_clip_index
-from keek_server.retrieval.fresh import VECTORS, Columns
-from keek_server.retrieval.ids import IdTable, hash_all
+from keek_server.retrieval.ids import IdTable
 from keek_server.retrieval.index import FaissIndex, IndexReport, Vectors
 from keek_server.retrieval.tuning import QUERIES
 from keek_server.settings import Settings
-from keek_server.towers.features import MAX_TAGS, pad_tags
 from keek_training.publishing.catalogue import Catalogue
 
 
@@ -38,14 +37,15 @@ class Indexes:
 
 def build_corpus(catalogue: Catalogue, vectors: Vectors) -> Corpus:
     """The corpus of a catalogue of n videos, with their vectors, float32 [n, DIMENSION]."""
-    tags = pad_tags(catalogue.tags)
-    columns: Columns = {
-        VECTORS: vectors,
-        "owners": hash_all(catalogue.owner_ids),
-        "durations_s": np.array(catalogue.durations_s, np.float32),
-        "create_times_us": np.array(catalogue.create_times_us, np.int64),
-        "tags": np.pad(tags, ((0, 0), (0, MAX_TAGS - tags.shape[1]))),
-    }
+    columns = video_columns(
+        vectors,
+        owner_ids=catalogue.owner_ids,
+        tags=catalogue.tags,
+        durations_s=catalogue.durations_s,
+        create_times_us=catalogue.create_times_us,
+        languages=catalogue.languages,
+        regions=catalogue.regions,
+    )
     return Corpus.build(catalogue.video_ids, columns, catalogue.counts)
 
 

@@ -108,7 +108,8 @@ class VideoCalls(AsyncConnection):
         """Changes metadata; gives the video as it is then.
 
         Args:
-            fields: Of `owner_id`, `tags`, `duration_s` and `title`; empty means all of them.
+            fields: Of `owner_id`, `tags`, `duration_s`, `title`, `language` and `region`; empty means all
+                of them.
             request_id: As in `create_video`.
 
         Raises:

@@ -3,7 +3,7 @@
 import argparse
 from typing import Final
 
-from keek.cli.importing.rows import split_tags
+from keek.cli.importing.rows import clean_tags, split_tags
 
 DEFAULT_TARGET: Final = "localhost:50051"
 
@@ -79,6 +79,11 @@ def tags(text: str) -> list[str]:
         return split_tags(identifier(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def names(text: str) -> list[str]:
+    """Languages or regions, separated by commas."""
+    return clean_tags(identifier(text).split(","))
 
 
 def percentage(text: str) -> float:

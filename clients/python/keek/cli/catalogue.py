@@ -24,7 +24,7 @@ def videos(client: Client, arguments: argparse.Namespace) -> int:
         timeout_s=arguments.timeout_s,
     )
     left = itertools.islice(everything, arguments.count)
-    table = Table("VIDEO", "OWNER", "SECONDS", "CREATED", "TAGS", "TITLE")
+    table = Table("VIDEO", "OWNER", "SECONDS", "CREATED", "LANGUAGE", "REGION", "TAGS", "TITLE")
     while chunk := list(itertools.islice(left, CHUNK)):
         if arguments.json:
             for video in chunk:
@@ -34,12 +34,14 @@ def videos(client: Client, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _video_row(video: Video) -> tuple[str, str, float, str, str, str]:
+def _video_row(video: Video) -> tuple[str, str, float, str, str, str, str, str]:
     return (
         video.video_id,
         video.owner_id,
         video.duration_s,
         video.create_time.ToJsonString() if video.HasField("create_time") else "",
+        video.language,
+        video.region,
         " ".join(video.tags),
         video.title,
     )
@@ -56,7 +58,7 @@ def video(client: Client, arguments: argparse.Namespace) -> int:
 
 
 def _print_video(video: Video) -> None:
-    names = ("video", "owner", "seconds", "created", "tags", "title")
+    names = ("video", "owner", "seconds", "created", "language", "region", "tags", "title")
     lines = dict(zip(names, map(str, _video_row(video)), strict=True))
     if video.state:
         lines["state"] = state_name(video.state)
@@ -83,6 +85,8 @@ def upload(client: Client, arguments: argparse.Namespace) -> int:
             owner_id=arguments.owner or "",
             tags=arguments.tags or (),
             title=arguments.title or "",
+            language=arguments.language or "",
+            region=arguments.region or "",
         )
     )
     # Under an id of the caller's own, the same command goes on with what was cut off.
@@ -134,10 +138,12 @@ def update(client: Client, arguments: argparse.Namespace) -> int:
         "tags": arguments.tags,
         "duration_s": arguments.duration_s,
         "title": arguments.title,
+        "language": arguments.language,
+        "region": arguments.region,
     }
     fields = {name: value for name, value in given.items() if value is not None}
     if not fields:
-        note("keek: nothing to change: give --owner, --tags, --duration-s or --title")
+        note("keek: nothing to change: give --owner, --tags, --duration-s, --title, --language or --region")
         return 2
     video = Video(video_id=arguments.video, **fields)
     _show(client.update_video(video, fields, timeout_s=arguments.timeout_s), arguments)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from keek.channel import VERSION
 from keek.cli import catalogue, commands, searching
-from keek.cli.arguments import DEFAULT_TARGET, add_common, identifier, number, positive, query, tags
+from keek.cli.arguments import DEFAULT_TARGET, add_common, identifier, names, number, positive, query, tags
 from keek.cli.importing import DESCRIPTION, import_videos
 from keek.cli.releases_parser import add_releases
 from keek.client import Client
@@ -90,6 +90,8 @@ def _add_videos(command: Adder) -> None:
         changing.add_argument("--owner", type=identifier)
         changing.add_argument("--tags", type=tags, help="separated by commas")
         changing.add_argument("--title", type=identifier)
+        changing.add_argument("--language", type=identifier, help="a BCP 47 tag, as pt-BR")
+        changing.add_argument("--region", type=identifier)
     delete = command("delete", catalogue.delete, "Removes a video from every feed, and its file")
     delete.add_argument("video", metavar="VIDEO", type=identifier)
 
@@ -106,6 +108,8 @@ def _add_catalogue(videos: argparse.ArgumentParser) -> None:
     # Its default is the listing's, which one before `import` has set.
     importer.add_argument("--owner", type=identifier, default=argparse.SUPPRESS, help="of a folder's videos")
     importer.add_argument("--tags", type=tags, default=[], help="of a folder's videos, separated by commas")
+    importer.add_argument("--language", type=identifier, default="", help="of a folder's videos")
+    importer.add_argument("--region", type=identifier, default="", help="of a folder's videos")
     importer.add_argument(
         "--clip-model", type=identifier, default="", help="the CLIP that a table's clip vectors are from"
     )
@@ -130,3 +134,7 @@ def _add_search(command: Adder) -> None:
         filtering.add_argument("--min-duration-s", type=number, default=0.0)
         filtering.add_argument("--max-duration-s", type=number, default=0.0)
         filtering.add_argument("--max-age-s", type=number, default=0.0, help="since it was created")
+        filtering.add_argument(
+            "--languages", type=names, default=[], help="one of these, by commas; pt is met by pt-BR, too"
+        )
+        filtering.add_argument("--regions", type=names, default=[], help="one of these, by commas")

@@ -79,6 +79,8 @@ def _options(arguments: argparse.Namespace, page_size: int, token: str) -> Searc
         min_duration_s=arguments.min_duration_s,
         max_duration_s=arguments.max_duration_s,
         max_age_s=arguments.max_age_s,
+        languages=arguments.languages,
+        regions=arguments.regions,
         page_size=page_size,
         page_token=token,
         timeout_s=arguments.timeout_s,

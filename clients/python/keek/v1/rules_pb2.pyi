@@ -37,6 +37,7 @@ class FieldRules(_message.Message):
     MAX_ITEMS_FIELD_NUMBER: _builtins.int
     UUID_FIELD_NUMBER: _builtins.int
     NOT_FUTURE_FIELD_NUMBER: _builtins.int
+    LANGUAGE_FIELD_NUMBER: _builtins.int
     required: _builtins.bool
     """Must be set: not empty, not zero, not the UNSPECIFIED value of an enum."""
     max_bytes: _builtins.int
@@ -54,6 +55,10 @@ class FieldRules(_message.Message):
     """Strings: must be a UUID in its canonical 8-4-4-4-12 form."""
     not_future: _builtins.bool
     """Timestamps: must be valid and at most five minutes ahead of the server."""
+    language: _builtins.bool
+    """Strings: must have the form of a BCP 47 language tag, as "pt-BR": groups of one to
+    eight letters or digits, joined by hyphens, the first of letters alone.
+    """
     def __init__(
         self,
         *,
@@ -64,10 +69,11 @@ class FieldRules(_message.Message):
         max_items: _builtins.int = ...,
         uuid: _builtins.bool = ...,
         not_future: _builtins.bool = ...,
+        language: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "_min", b"_min", "max", b"max", "min", b"min"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "_min", b"_min", "max", b"max", "max_bytes", b"max_bytes", "max_items", b"max_items", "min", b"min", "not_future", b"not_future", "required", b"required", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "_min", b"_min", "language", b"language", "max", b"max", "max_bytes", b"max_bytes", "max_items", b"max_items", "min", b"min", "not_future", b"not_future", "required", b"required", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max: _TypeAlias = _typing.Literal["max"]  # noqa: Y015
     _WhichOneofArgType__max: _TypeAlias = _typing.Literal["_max", b"_max"]  # noqa: Y015

@@ -23,25 +23,16 @@ _sym_db = _symbol_database.Default()
 
 
 from keek.v1 import rules_pb2 as keek_dot_v1_dot_rules__pb2
+from keek.v1 import video_filter_pb2 as keek_dot_v1_dot_video__filter__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckeek/v1/search_service.proto\x12\x07keek.v1\x1a\x13keek/v1/rules.proto\"\xce\x01\n\x0bVideoFilter\x12\x19\n\x04tags\x18\x01 \x03(\tB\x0b\xaa\xd4\x18\x07\x08\x01\x10\x80\x01( \x12\x19\n\x08owner_id\x18\x02 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x01\x12.\n\x0emin_duration_s\x18\x03 \x01(\x01\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x18\xf5@\x12.\n\x0emax_duration_s\x18\x04 \x01(\x01\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x18\xf5@\x12)\n\tmax_age_s\x18\x05 \x01(\x01\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00 _\xa0\x02\x42\"-\n\nFoundVideo\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\"\xde\x01\n\x13SearchVideosRequest\x12\x17\n\x04text\x18\x01 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x08H\x00\x12\x1a\n\x05image\x18\x02 \x01(\x0c\x42\t\xaa\xd4\x18\x05\x10\x80\x80\x80\x04H\x00\x12\x1b\n\x08video_id\x18\x03 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x01H\x00\x12$\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x14.keek.v1.VideoFilter\x12)\n\tpage_size\x18\x05 \x01(\x05\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x00Y@\x12\x1b\n\npage_token\x18\x06 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x08\x42\x07\n\x05query\"\x94\x01\n\x14SearchVideosResponse\x12#\n\x06videos\x18\x01 \x03(\x0b\x32\x13.keek.v1.FoundVideo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12\x12\n\nclip_model\x18\x04 \x01(\t\x12\x16\n\x0e\x63lip_untrained\x18\x05 \x01(\x08\"\xa5\x01\n\x18ListSimilarVideosRequest\x12\x1b\n\x08video_id\x18\x01 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\x12$\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x14.keek.v1.VideoFilter\x12)\n\tpage_size\x18\x03 \x01(\x05\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x00Y@\x12\x1b\n\npage_token\x18\x04 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x08\"m\n\x19ListSimilarVideosResponse\x12#\n\x06videos\x18\x01 \x03(\x0b\x32\x13.keek.v1.FoundVideo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nrelease_id\x18\x03 \x01(\t\"z\n\x13\x46indAudienceRequest\x12\x1b\n\x08video_id\x18\x01 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\x12)\n\tpage_size\x18\x02 \x01(\x05\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00@\x8f@\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x08\"\xa4\x01\n\x14\x46indAudienceResponse\x12\x35\n\x07members\x18\x01 \x03(\x0b\x32$.keek.v1.FindAudienceResponse.Member\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x1a(\n\x06Member\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x32\x85\x02\n\rSearchService\x12K\n\x0cSearchVideos\x12\x1c.keek.v1.SearchVideosRequest\x1a\x1d.keek.v1.SearchVideosResponse\x12Z\n\x11ListSimilarVideos\x12!.keek.v1.ListSimilarVideosRequest\x1a\".keek.v1.ListSimilarVideosResponse\x12K\n\x0c\x46indAudience\x12\x1c.keek.v1.FindAudienceRequest\x1a\x1d.keek.v1.FindAudienceResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ckeek/v1/search_service.proto\x12\x07keek.v1\x1a\x13keek/v1/rules.proto\x1a\x1akeek/v1/video_filter.proto\"-\n\nFoundVideo\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\"\xde\x01\n\x13SearchVideosRequest\x12\x17\n\x04text\x18\x01 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x08H\x00\x12\x1a\n\x05image\x18\x02 \x01(\x0c\x42\t\xaa\xd4\x18\x05\x10\x80\x80\x80\x04H\x00\x12\x1b\n\x08video_id\x18\x03 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x01H\x00\x12$\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x14.keek.v1.VideoFilter\x12)\n\tpage_size\x18\x05 \x01(\x05\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x00Y@\x12\x1b\n\npage_token\x18\x06 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x08\x42\x07\n\x05query\"\x94\x01\n\x14SearchVideosResponse\x12#\n\x06videos\x18\x01 \x03(\x0b\x32\x13.keek.v1.FoundVideo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12\x12\n\nclip_model\x18\x04 \x01(\t\x12\x16\n\x0e\x63lip_untrained\x18\x05 \x01(\x08\"\xa5\x01\n\x18ListSimilarVideosRequest\x12\x1b\n\x08video_id\x18\x01 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\x12$\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x14.keek.v1.VideoFilter\x12)\n\tpage_size\x18\x03 \x01(\x05\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x00Y@\x12\x1b\n\npage_token\x18\x04 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x08\"m\n\x19ListSimilarVideosResponse\x12#\n\x06videos\x18\x01 \x03(\x0b\x32\x13.keek.v1.FoundVideo\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nrelease_id\x18\x03 \x01(\t\"z\n\x13\x46indAudienceRequest\x12\x1b\n\x08video_id\x18\x01 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\x12)\n\tpage_size\x18\x02 \x01(\x05\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00@\x8f@\x12\x1b\n\npage_token\x18\x03 \x01(\tB\x07\xaa\xd4\x18\x03\x10\x80\x08\"\xa4\x01\n\x14\x46indAudienceResponse\x12\x35\n\x07members\x18\x01 \x03(\x0b\x32$.keek.v1.FindAudienceResponse.Member\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x1a(\n\x06Member\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05score\x18\x02 \x01(\x02\x32\x85\x02\n\rSearchService\x12K\n\x0cSearchVideos\x12\x1c.keek.v1.SearchVideosRequest\x1a\x1d.keek.v1.SearchVideosResponse\x12Z\n\x11ListSimilarVideos\x12!.keek.v1.ListSimilarVideosRequest\x1a\".keek.v1.ListSimilarVideosResponse\x12K\n\x0c\x46indAudience\x12\x1c.keek.v1.FindAudienceRequest\x1a\x1d.keek.v1.FindAudienceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'keek.v1.search_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_VIDEOFILTER'].fields_by_name['tags']._loaded_options = None
-  _globals['_VIDEOFILTER'].fields_by_name['tags']._serialized_options = b'\252\324\030\007\010\001\020\200\001( '
-  _globals['_VIDEOFILTER'].fields_by_name['owner_id']._loaded_options = None
-  _globals['_VIDEOFILTER'].fields_by_name['owner_id']._serialized_options = b'\252\324\030\003\020\200\001'
-  _globals['_VIDEOFILTER'].fields_by_name['min_duration_s']._loaded_options = None
-  _globals['_VIDEOFILTER'].fields_by_name['min_duration_s']._serialized_options = b'\252\324\030\022\031\000\000\000\000\000\000\000\000!\000\000\000\000\000\030\365@'
-  _globals['_VIDEOFILTER'].fields_by_name['max_duration_s']._loaded_options = None
-  _globals['_VIDEOFILTER'].fields_by_name['max_duration_s']._serialized_options = b'\252\324\030\022\031\000\000\000\000\000\000\000\000!\000\000\000\000\000\030\365@'
-  _globals['_VIDEOFILTER'].fields_by_name['max_age_s']._loaded_options = None
-  _globals['_VIDEOFILTER'].fields_by_name['max_age_s']._serialized_options = b'\252\324\030\022\031\000\000\000\000\000\000\000\000!\000\000\000 _\240\002B'
   _globals['_SEARCHVIDEOSREQUEST'].fields_by_name['text']._loaded_options = None
   _globals['_SEARCHVIDEOSREQUEST'].fields_by_name['text']._serialized_options = b'\252\324\030\003\020\200\010'
   _globals['_SEARCHVIDEOSREQUEST'].fields_by_name['image']._loaded_options = None
@@ -64,24 +55,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FINDAUDIENCEREQUEST'].fields_by_name['page_size']._serialized_options = b'\252\324\030\022\031\000\000\000\000\000\000\000\000!\000\000\000\000\000@\217@'
   _globals['_FINDAUDIENCEREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_FINDAUDIENCEREQUEST'].fields_by_name['page_token']._serialized_options = b'\252\324\030\003\020\200\010'
-  _globals['_VIDEOFILTER']._serialized_start=63
-  _globals['_VIDEOFILTER']._serialized_end=269
-  _globals['_FOUNDVIDEO']._serialized_start=271
-  _globals['_FOUNDVIDEO']._serialized_end=316
-  _globals['_SEARCHVIDEOSREQUEST']._serialized_start=319
-  _globals['_SEARCHVIDEOSREQUEST']._serialized_end=541
-  _globals['_SEARCHVIDEOSRESPONSE']._serialized_start=544
-  _globals['_SEARCHVIDEOSRESPONSE']._serialized_end=692
-  _globals['_LISTSIMILARVIDEOSREQUEST']._serialized_start=695
-  _globals['_LISTSIMILARVIDEOSREQUEST']._serialized_end=860
-  _globals['_LISTSIMILARVIDEOSRESPONSE']._serialized_start=862
-  _globals['_LISTSIMILARVIDEOSRESPONSE']._serialized_end=971
-  _globals['_FINDAUDIENCEREQUEST']._serialized_start=973
-  _globals['_FINDAUDIENCEREQUEST']._serialized_end=1095
-  _globals['_FINDAUDIENCERESPONSE']._serialized_start=1098
-  _globals['_FINDAUDIENCERESPONSE']._serialized_end=1262
-  _globals['_FINDAUDIENCERESPONSE_MEMBER']._serialized_start=1222
-  _globals['_FINDAUDIENCERESPONSE_MEMBER']._serialized_end=1262
-  _globals['_SEARCHSERVICE']._serialized_start=1265
-  _globals['_SEARCHSERVICE']._serialized_end=1526
+  _globals['_FOUNDVIDEO']._serialized_start=90
+  _globals['_FOUNDVIDEO']._serialized_end=135
+  _globals['_SEARCHVIDEOSREQUEST']._serialized_start=138
+  _globals['_SEARCHVIDEOSREQUEST']._serialized_end=360
+  _globals['_SEARCHVIDEOSRESPONSE']._serialized_start=363
+  _globals['_SEARCHVIDEOSRESPONSE']._serialized_end=511
+  _globals['_LISTSIMILARVIDEOSREQUEST']._serialized_start=514
+  _globals['_LISTSIMILARVIDEOSREQUEST']._serialized_end=679
+  _globals['_LISTSIMILARVIDEOSRESPONSE']._serialized_start=681
+  _globals['_LISTSIMILARVIDEOSRESPONSE']._serialized_end=790
+  _globals['_FINDAUDIENCEREQUEST']._serialized_start=792
+  _globals['_FINDAUDIENCEREQUEST']._serialized_end=914
+  _globals['_FINDAUDIENCERESPONSE']._serialized_start=917
+  _globals['_FINDAUDIENCERESPONSE']._serialized_end=1081
+  _globals['_FINDAUDIENCERESPONSE_MEMBER']._serialized_start=1041
+  _globals['_FINDAUDIENCERESPONSE_MEMBER']._serialized_end=1081
+  _globals['_SEARCHSERVICE']._serialized_start=1084
+  _globals['_SEARCHSERVICE']._serialized_end=1345
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from keek.v1 import video_filter_pb2 as _video_filter_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,44 +18,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-@_typing.final
-class VideoFilter(_message.Message):
-    """Conditions that a video must meet, all of those that are set."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TAGS_FIELD_NUMBER: _builtins.int
-    OWNER_ID_FIELD_NUMBER: _builtins.int
-    MIN_DURATION_S_FIELD_NUMBER: _builtins.int
-    MAX_DURATION_S_FIELD_NUMBER: _builtins.int
-    MAX_AGE_S_FIELD_NUMBER: _builtins.int
-    owner_id: _builtins.str
-    min_duration_s: _builtins.float
-    """Seconds; 0 sets no bound. A video of unknown duration meets neither."""
-    max_duration_s: _builtins.float
-    max_age_s: _builtins.float
-    """Seconds since the video was created; 0 sets no bound."""
-    @_builtins.property
-    def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """At least one of these tags."""
-
-    def __init__(
-        self,
-        *,
-        tags: _abc.Iterable[_builtins.str] | None = ...,
-        owner_id: _builtins.str = ...,
-        min_duration_s: _builtins.float = ...,
-        max_duration_s: _builtins.float = ...,
-        max_age_s: _builtins.float = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_age_s", b"max_age_s", "max_duration_s", b"max_duration_s", "min_duration_s", b"min_duration_s", "owner_id", b"owner_id", "tags", b"tags"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___VideoFilter: _TypeAlias = VideoFilter  # noqa: Y015
 
 @_typing.final
 class FoundVideo(_message.Message):
@@ -100,14 +63,14 @@ class SearchVideosRequest(_message.Message):
     """Videos wanted; 0 means 20."""
     page_token: _builtins.str
     @_builtins.property
-    def filter(self) -> Global___VideoFilter: ...
+    def filter(self) -> _video_filter_pb2.VideoFilter: ...
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         image: _builtins.bytes = ...,
         video_id: _builtins.str = ...,
-        filter: Global___VideoFilter | None = ...,
+        filter: _video_filter_pb2.VideoFilter | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
     ) -> None: ...
@@ -173,12 +136,12 @@ class ListSimilarVideosRequest(_message.Message):
     """Videos wanted; 0 means 20."""
     page_token: _builtins.str
     @_builtins.property
-    def filter(self) -> Global___VideoFilter: ...
+    def filter(self) -> _video_filter_pb2.VideoFilter: ...
     def __init__(
         self,
         *,
         video_id: _builtins.str = ...,
-        filter: Global___VideoFilter | None = ...,
+        filter: _video_filter_pb2.VideoFilter | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
     ) -> None: ...

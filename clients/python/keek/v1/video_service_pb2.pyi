@@ -70,6 +70,8 @@ class Video(_message.Message):
     ORIGINAL_URL_FIELD_NUMBER: _builtins.int
     POSTER_URL_FIELD_NUMBER: _builtins.int
     CLIP_VECTOR_FIELD_NUMBER: _builtins.int
+    LANGUAGE_FIELD_NUMBER: _builtins.int
+    REGION_FIELD_NUMBER: _builtins.int
     video_id: _builtins.str
     owner_id: _builtins.str
     duration_s: _builtins.float
@@ -86,6 +88,12 @@ class Video(_message.Message):
     clip_vector: _builtins.bytes
     """On import alone: the video's clip vector, where it is known already. 512
     float16, little endian, of length 1.
+    """
+    language: _builtins.str
+    """Of what is said or written in it: a BCP 47 tag, as "pt-BR". Empty when unknown."""
+    region: _builtins.str
+    """Where it is from, or for: an ISO 3166 code, or a name of the deployment's own.
+    Empty when unknown.
     """
     @_builtins.property
     def tags(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
@@ -108,10 +116,12 @@ class Video(_message.Message):
         original_url: _builtins.str = ...,
         poster_url: _builtins.str = ...,
         clip_vector: _builtins.bytes = ...,
+        language: _builtins.str = ...,
+        region: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip_vector", b"clip_vector", "create_time", b"create_time", "duration_s", b"duration_s", "height", b"height", "original_url", b"original_url", "owner_id", b"owner_id", "poster_url", b"poster_url", "state", b"state", "tags", b"tags", "title", b"title", "video_id", b"video_id", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip_vector", b"clip_vector", "create_time", b"create_time", "duration_s", b"duration_s", "height", b"height", "language", b"language", "original_url", b"original_url", "owner_id", b"owner_id", "poster_url", b"poster_url", "region", b"region", "state", b"state", "tags", b"tags", "title", b"title", "video_id", b"video_id", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -451,7 +461,7 @@ class UpdateVideoRequest(_message.Message):
     def video(self) -> Global___Video: ...
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Of owner_id, tags, duration_s, title; empty means all of them."""
+        """Of owner_id, tags, duration_s, title, language, region; empty means all of them."""
 
     def __init__(
         self,

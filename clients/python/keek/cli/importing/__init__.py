@@ -17,6 +17,7 @@ from keek.cli.importing.table import TableImport
 from keek.cli.output import note, print_json
 from keek.cli.progress import Progress
 from keek.client import Client
+from keek.v1.video_service_pb2 import Video
 
 EXIT_USAGE: Final = 2
 
@@ -29,8 +30,10 @@ def import_videos(client: Client, arguments: argparse.Namespace) -> int:
             return _misused("--clip-model is for a table in Parquet")
         run = _import_folder
     else:
-        if arguments.owner or arguments.tags:
-            return _misused("--owner and --tags are for a folder; a table has columns for them")
+        if arguments.owner or arguments.tags or arguments.language or arguments.region:
+            return _misused(
+                "--owner, --tags, --language and --region are for a folder; a table has columns for them"
+            )
         run = _import_table
     counts = Counts()
     try:
@@ -57,15 +60,21 @@ def _misused(text: str) -> int:
 def _import_folder(client: Client, arguments: argparse.Namespace, counts: Counts) -> None:
     folder: Path = arguments.path
     files = video_files(folder)
-    tags = tuple(arguments.tags)
-    identity = {"target": client.target, "owner": arguments.owner, "tags": tags}
+    metadata = Video(
+        owner_id=arguments.owner, tags=arguments.tags, language=arguments.language, region=arguments.region
+    )
+    identity = {
+        "target": client.target,
+        "owner": arguments.owner,
+        "tags": tuple(arguments.tags),
+        "language": arguments.language,
+        "region": arguments.region,
+    }
     total = sum(file.key[1] for file in files)
     with _journal(arguments, identity, counts) as journal, Progress(total, "B") as progress:
         if journal is not None:
             progress.skip(sum(file.key[1] for file in files if file.key in journal.files))
-        job = FolderImport(
-            client, journal, counts, progress, arguments.owner, tags, timeout_s=arguments.timeout_s
-        )
+        job = FolderImport(client, journal, counts, progress, metadata, timeout_s=arguments.timeout_s)
         run_parallel(job.tasks(files), arguments.jobs, client.close)
         if journal is not None:
             journal.remove()

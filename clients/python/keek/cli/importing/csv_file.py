@@ -1,4 +1,4 @@
-"""Reads videos from CSV: `video_id,tags,duration,owner`, and `title,create_time,file` where present."""
+"""Reads videos from CSV: `video_id,tags,duration,owner`, and what else of COLUMNS is present."""
 
 import codecs
 import csv
@@ -84,6 +84,8 @@ def _video(fields: Mapping[str, str]) -> Video:
         tags=split_tags(fields.get("tags", "").strip()),
         duration_s=_duration_s(fields.get("duration", "").strip()),
         title=fields.get("title", "").strip(),
+        language=fields.get("language", "").strip(),
+        region=fields.get("region", "").strip(),
     )
     if not video.video_id:
         raise ValueError("video_id is empty")

@@ -102,8 +102,8 @@ class FolderImport:
     journal: Journal | None
     counts: Counts
     progress: Progress
-    owner_id: str = ""
-    tags: tuple[str, ...] = ()
+    metadata: Video = field(default_factory=Video)
+    """What all of its videos have."""
     timeout_s: float | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -124,7 +124,8 @@ class FolderImport:
                 self._done(file, Counts(refused_count=1), keep=False)
                 self.progress.advance(file.key[1])
             elif self.journal is None or file.key not in self.journal.files:
-                video = Video(video_id=video_id, owner_id=self.owner_id, tags=self.tags)
+                video = Video(video_id=video_id)
+                video.MergeFrom(self.metadata)
                 yield partial(self._upload, file, video)
 
     def _upload(self, file: Found, video: Video) -> None:

@@ -102,17 +102,18 @@ def _rows(columns: dict[str, Any], first: int, last: int) -> Iterator[Row | Malf
     bad: dict[int, str] = {}
     try:
         ids = read.texts(columns["video_id"])
-        owners = read.texts(columns["owner"]) if "owner" in columns else [""] * count
-        titles = read.texts(columns["title"]) if "title" in columns else [""] * count
-        files = read.texts(columns["file"]) if "file" in columns else [""] * count
+        owners, titles, languages, regions, files = (
+            read.texts(columns[name]) if name in columns else [""] * count
+            for name in ("owner", "title", "language", "region", "file")
+        )
         tags: Sequence[Sequence[str]] = read.tags(columns["tags"], bad) if "tags" in columns else [()] * count
         durations = read.durations_s(columns["duration"], bad) if "duration" in columns else [0.0] * count
         times = read.times(columns["create_time"], bad) if "create_time" in columns else [None] * count
         vectors = read.vectors(columns["clip_vector"], bad) if "clip_vector" in columns else [b""] * count
     except read.ColumnError as error:
         raise TableError(str(error)) from error
-    fields = zip(ids, owners, tags, durations, titles, times, vectors, strict=True)
-    for place, (video_id, owner, tag, duration, title, time, vector) in enumerate(fields):
+    fields = zip(ids, owners, tags, durations, titles, languages, regions, times, vectors, strict=True)
+    for place, (video_id, owner, tag, duration, title, language, region, time, vector) in enumerate(fields):
         if not video_id or place in bad:
             yield Malformed(first + place, bad.get(place, "video_id is empty"))
             continue
@@ -122,6 +123,8 @@ def _rows(columns: dict[str, Any], first: int, last: int) -> Iterator[Row | Malf
             tags=tag,
             duration_s=duration,
             title=title,
+            language=language,
+            region=region,
             create_time=time,
             clip_vector=vector,
         )

@@ -8,7 +8,9 @@ from typing import Final, NamedTuple
 
 from keek.v1.video_service_pb2 import Video
 
-COLUMNS: Final = ("video_id", "tags", "duration", "owner", "title", "create_time", "file")
+COLUMNS: Final = (
+    "video_id", "tags", "duration", "owner", "title", "language", "region", "create_time", "file"
+)  # fmt: skip
 """The columns that are read, in any order; only `video_id` must be there."""
 
 ALIASES: Final = {"duration_s": "duration", "owner_id": "owner"}

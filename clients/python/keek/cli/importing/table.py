@@ -21,7 +21,7 @@ from keek.v1.video_service_pb2 import Video
 
 _VIDEO_PATH: Final = re.compile(r"videos\[(\d+)\]\.?")
 
-_UPDATED_FIELDS: Final = ("owner_id", "tags", "title")
+_UPDATED_FIELDS: Final = ("owner_id", "tags", "title", "language", "region")
 """Of a video whose file is there already; its duration is what the server measured."""
 
 
