@@ -21,12 +21,12 @@ from keek_server.releases.release import INDEX_FILE, VIDEO_COLUMNS, Corpus, Rele
 from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.fresh import VECTORS
 from keek_server.retrieval.query import Query
-from keek_server.search.filters import VideoFilter
 from keek_server.storage.database import Database
 from keek_server.towers.contract import DIMENSION
 from keek_server.towers.features import hash_ids, pad_tags
 from keek_server.videos.catalogue import Catalogue
 from keek_server.videos.changes import ChangeFeed
+from keek_server.videos.filters import VideoFilter
 from keek_server.videos.video import ClipVector, Video, VideoState
 
 TOWER = TowerVersion(version=1, sha256="", size_bytes=0)

@@ -9,10 +9,10 @@ import pytest
 from projecting import SKIP, event
 
 from keek_server.interactions.log import InteractionLog
-from keek_server.search.filters import VideoFilter
 from keek_server.storage.database import Database
 from keek_server.towers.contract import CLIP_DIMENSION, DIMENSION
 from keek_server.videos.catalogue import Catalogue
+from keek_server.videos.filters import VideoFilter
 from keek_server.videos.video import ClipVector, Video
 from keek_training.datasets.store import load_dataset, load_videos
 from keek_training.publishing import catalogue as module

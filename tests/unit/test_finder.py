@@ -19,8 +19,8 @@ from keek_server.retrieval.live import LiveIndex
 from keek_server.retrieval.query import Hits, Query
 from keek_server.retrieval.searcher import Searcher, search_executor
 from keek_server.rpc.search import SearchServicer, pb
-from keek_server.search.filters import VideoFilter
 from keek_server.search.finder import LIMIT, Finder, Found
+from keek_server.videos.filters import VideoFilter
 from keek_server.videos.video import ClipVector
 
 COUNT, DIMENSION = 3000, 16

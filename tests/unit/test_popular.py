@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from keek_server.feed.sources import PopularSource
-from keek_server.releases.release import POPULAR_LIMIT, Corpus
+from keek_server.feed.types import FeedContext, FeedQuery
+from keek_server.interactions.projection import UserState
+from keek_server.releases.release import POPULAR_LIMIT, VIDEO_COLUMNS, Corpus
 from keek_server.retrieval.ids import hash_id
 
 COUNT = 3000
@@ -16,18 +18,24 @@ COUNT = 3000
 @pytest.fixture(scope="module")
 def corpus() -> Corpus:
     """v2999 is the most popular one."""
-    owners = np.array([hash_id(f"o{n}") for n in range(COUNT)], np.uint64)
-    return Corpus.build([f"v{n}" for n in range(COUNT)], {"owners": owners}, np.arange(COUNT))
+    columns = {name: np.zeros((COUNT, *column.shape), column.dtype) for name, column in VIDEO_COLUMNS.items()}
+    columns["owners"] = np.array([hash_id(f"o{n}") for n in range(COUNT)], np.uint64)
+    return Corpus.build([f"v{n}" for n in range(COUNT)], columns, np.arange(COUNT))
 
 
-def context(corpus: Corpus, deleted: set[str], excluded_count: int = 0) -> Any:
-    serving = SimpleNamespace(release=SimpleNamespace(corpus=corpus), fresh=SimpleNamespace(deleted=deleted))
-    return SimpleNamespace(serving=serving, excluded_count=excluded_count)
+def context(corpus: Corpus, deleted: set[str], *, seen: int = 0, blocked: int = 0) -> FeedContext:
+    """Of a user who has seen so many videos, and blocked the owners of so many of the most popular ones."""
+    serving: Any = SimpleNamespace(
+        release=SimpleNamespace(corpus=corpus), fresh=SimpleNamespace(deleted=deleted)
+    )
+    owners = frozenset(hash_id(f"o{COUNT - 1 - n}") for n in range(blocked))
+    user = UserState([], frozenset(f"seen{n}" for n in range(seen)))
+    return FeedContext(FeedQuery("u", 10, 1.0, blocked_owners=owners), serving, 0, user)
 
 
 async def test_deletions_far_from_the_top_cost_nothing(corpus: Corpus) -> None:
     deleted = {f"v{n}" for n in range(2000)}
-    candidates = await PopularSource().candidates(context(corpus, deleted, 4), 10)
+    candidates = await PopularSource().candidates(context(corpus, deleted, seen=4), 10)
     assert [candidate.video_id for candidate in candidates] == [f"v{COUNT - 1 - n}" for n in range(34)]
 
 
@@ -40,3 +48,8 @@ async def test_what_is_deleted_at_the_top_is_passed_over(corpus: Corpus) -> None
     assert len(ids) == POPULAR_LIMIT - len(deleted) < 300
     assert candidates[1].owner == hash_id(f"o{ids[1][1:]}")
     assert [c.score for c in candidates] == sorted((c.score for c in candidates), reverse=True)
+
+
+async def test_owners_that_are_blocked_are_passed_over(corpus: Corpus) -> None:
+    candidates = await PopularSource().candidates(context(corpus, set(), blocked=100), 10)
+    assert [candidate.video_id for candidate in candidates] == [f"v{COUNT - 101 - n}" for n in range(30)]

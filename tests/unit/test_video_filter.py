@@ -6,9 +6,9 @@ import pytest
 from keek_server.releases.columns import video_columns
 from keek_server.releases.release import VIDEO_COLUMNS
 from keek_server.retrieval.fresh import Columns
-from keek_server.search.filters import VideoFilter
 from keek_server.towers.contract import DIMENSION
 from keek_server.towers.features import MAX_TAGS
+from keek_server.videos.filters import VideoFilter
 
 OWNERS = ["ann", "", "bob", "ann"]
 TAGS = [["cats", "funny"], [], ["dogs"], ["funny", "dogs"]]

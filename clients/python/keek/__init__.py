@@ -37,6 +37,7 @@ from keek.v1.interaction_service_pb2 import Interaction, InteractionKind
 from keek.v1.release_service_pb2 import Release, ReleaseState, Rollout, TrialKind
 from keek.v1.search_service_pb2 import FoundVideo
 from keek.v1.trending_service_pb2 import TrendingVideo
+from keek.v1.video_filter_pb2 import VideoFilter
 from keek.v1.video_service_pb2 import Video, VideoState
 
 __version__ = VERSION
@@ -80,6 +81,7 @@ __all__ = [
     "UnavailableError",
     "UnimplementedError",
     "Video",
+    "VideoFilter",
     "VideoState",
     "__version__",
     "aio",

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Iterable
-from typing import TypedDict
+from typing import TypedDict, cast
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
@@ -12,8 +12,8 @@ from keek.v1.video_filter_pb2 import VideoFilter
 from keek.v1.video_service_pb2 import CreateVideoRequest, DeleteVideoRequest, UpdateVideoRequest, Video
 
 
-class SearchOptions(TypedDict, total=False):
-    """Conditions that every found video meets, and which page is wanted."""
+class Conditions(TypedDict, total=False):
+    """What a video must meet, all of those that are given."""
 
     tags: Iterable[str]
     """At least one of these."""
@@ -27,6 +27,11 @@ class SearchOptions(TypedDict, total=False):
     """One of these: `pt` is met by `pt-BR`, too. A video of unknown language meets none."""
     regions: Iterable[str]
     """One of these."""
+
+
+class SearchOptions(Conditions, total=False):
+    """Conditions that every found video meets, and which page is wanted."""
+
     page_size: int
     """0 means 20; at most 100."""
     page_token: str
@@ -68,16 +73,9 @@ def _filter(options: SearchOptions) -> VideoFilter | None:
     # Type checkers say so before; a misspelt condition must not be none at run time.
     if unknown := options.keys() - SearchOptions.__annotations__.keys():
         raise TypeError(f"{sorted(unknown)[0]!r} is no option of a search")
-    conditions = VideoFilter(
-        tags=options.get("tags", ()),
-        owner_id=options.get("owner_id", ""),
-        min_duration_s=options.get("min_duration_s", 0.0),
-        max_duration_s=options.get("max_duration_s", 0.0),
-        max_age_s=options.get("max_age_s", 0.0),
-        languages=options.get("languages", ()),
-        regions=options.get("regions", ()),
-    )
-    return conditions if conditions.ByteSize() else None
+    conditions = {name: value for name, value in options.items() if name in Conditions.__annotations__}
+    message = VideoFilter(**cast("Conditions", conditions))
+    return message if message.ByteSize() else None
 
 
 def create_request(video: Video, source_url: str, request_id: str | None) -> CreateVideoRequest:

@@ -38,7 +38,8 @@ def _served(page: FeedPage, video_id: str) -> Verdict | None:
 
 def _removed(page: FeedPage, video_id: str) -> Verdict | None:
     """What a filter says of it, whether a source proposed it or not."""
-    candidate = Candidate(video_id, FeedSource.PERSONALISED, 0.0)
+    owner = page.context.serving.fresh.index.value(video_id, "owners")
+    candidate = Candidate(video_id, FeedSource.PERSONALISED, 0.0, 0 if owner is None else int(owner))
     for filter_ in FILTERS:
         if not filter_.keeps(page.context, [candidate])[0]:
             return Verdict(video_id, False, filter_.name, filter_.detail)

@@ -42,5 +42,37 @@ class ServedFilter:
         return [hash_id(candidate.video_id) not in served for candidate in candidates]
 
 
-FILTERS: tuple[Filter, ...] = (DeletedFilter(), SeenFilter(), ServedFilter())
+class BlockedOwnerFilter:
+    """Removes what belongs to owners that the user blocked."""
+
+    name = "blocked"
+    detail = "the user has blocked its owner"
+
+    def keeps(self, context: FeedContext, candidates: list[Candidate]) -> list[bool]:
+        """See `Filter`."""
+        blocked = context.query.blocked_owners
+        return [candidate.owner not in blocked for candidate in candidates]
+
+
+class RequestFilter:
+    """Removes what the request does not ask for, and what is not known well enough to say."""
+
+    name = "filter"
+    detail = "it does not meet the filter of the request"
+
+    def keeps(self, context: FeedContext, candidates: list[Candidate]) -> list[bool]:
+        """See `Filter`."""
+        if not context.query.filter.is_set:
+            return [True] * len(candidates)
+        meeting = frozenset(context.meeting([candidate.video_id for candidate in candidates]))
+        return [candidate.video_id in meeting for candidate in candidates]
+
+
+FILTERS: tuple[Filter, ...] = (
+    DeletedFilter(),
+    SeenFilter(),
+    ServedFilter(),
+    BlockedOwnerFilter(),
+    RequestFilter(),
+)
 """All filters, in the order they run."""

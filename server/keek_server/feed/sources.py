@@ -7,9 +7,11 @@ from keek_server.feed.history import history_inputs
 from keek_server.feed.types import Candidate, FeedContext, FeedSource
 from keek_server.interactions.trending import Trending
 from keek_server.releases.release import Corpus
+from keek_server.retrieval.fresh import Allowed
 from keek_server.retrieval.ids import hash_id
 from keek_server.retrieval.query import Excluded, Query
 from keek_server.videos.catalogue import Catalogue
+from keek_server.videos.filters import FILTERED_COLUMNS
 
 _MARGIN = 3
 """Candidates per slot, so that the owner cap has something to choose from."""
@@ -33,7 +35,11 @@ class PersonalisedSource:
             return []
         vector = await context.serving.users.vector(inputs)
         excluded = Excluded(context.user.seen, frozenset(context.query.served))
-        hits = await context.serving.searcher.search(Query(vector, _MARGIN * count, excluded=excluded))
+        query = Query(vector, _MARGIN * count, context.query.allowed, excluded=excluded)
+        # Where few videos meet a filter, all are asked: other feeds do not wait for that.
+        filtered = context.query.filter.is_set
+        searcher = context.serving.side_searcher if filtered else context.serving.searcher
+        hits = await searcher.search(query)
         owners = hits.values(videos.columns["owners"], "owners")
         return [
             Candidate(video_id, self.source, score, owner)
@@ -62,9 +68,11 @@ class TrendingSource:
 
         async def known(video_ids: Iterable[str]) -> Container[str]:
             # The catalogue would ask SQL for those that are deleted, with every feed.
-            briefs = await self._catalogue.briefs(id_ for id_ in video_ids if id_ not in deleted)
+            ids = [id_ for id_ in video_ids if id_ not in deleted]
+            briefs = await self._catalogue.briefs(context.meeting(ids))
             owners.update((id_, hash_id(brief.owner_id)) for id_, brief in briefs.items())
-            return owners
+            blocked = context.query.blocked_owners
+            return {id_ for id_, owner in owners.items() if owner not in blocked} if blocked else owners
 
         page = await self._trending.top(_MARGIN * count + context.excluded_count, known=known)
         return [
@@ -87,7 +95,8 @@ class PopularSource:
         """See `Source`; scored by the share of interactions in training."""
         corpus, deleted = context.serving.release.corpus, context.serving.fresh.deleted
         owners = corpus.columns["owners"]
-        ranked = ((corpus.ids.id_of(row), row, score) for row, score in _popular(corpus))
+        popular = _popular(corpus, context.query.allowed)
+        ranked = ((corpus.ids.id_of(row), row, score) for row, score in popular)
         left = (
             Candidate(video_id, self.source, score, owners[row].item())
             for video_id, row, score in ranked
@@ -96,6 +105,10 @@ class PopularSource:
         return list(islice(left, _MARGIN * count + context.excluded_count))
 
 
-def _popular(corpus: Corpus) -> Iterable[tuple[int, float]]:
-    """Rows and scores, most popular first."""
-    return zip(corpus.popular.tolist(), corpus.popularity.tolist(), strict=True)
+def _popular(corpus: Corpus, allowed: Allowed | None) -> Iterable[tuple[int, float]]:
+    """Rows and scores of those that may be shown, most popular first."""
+    rows, scores = corpus.popular, corpus.popularity
+    if allowed is not None:
+        met = allowed({name: corpus.columns[name][rows] for name in FILTERED_COLUMNS})
+        rows, scores = rows[met], scores[met]
+    return zip(rows.tolist(), scores.tolist(), strict=True)

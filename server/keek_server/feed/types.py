@@ -1,12 +1,19 @@
 """What flows through the feed pipeline, and the six roles that work on it."""
 
 import time
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import compress
 from typing import Protocol
+
+import numpy as np
 
 from keek_server.interactions.projection import HistoryEntry, UserState
 from keek_server.releases.opening import ServingRelease
+from keek_server.retrieval.fresh import Allowed, Columns
+from keek_server.retrieval.index import Mask
+from keek_server.videos.filters import ANY_VIDEO, FILTERED_COLUMNS, VideoFilter
 
 
 class FeedSource(IntEnum):
@@ -29,6 +36,21 @@ class FeedQuery:
     """Seconds that the whole page may take."""
     served: tuple[int, ...] = ()
     """Hashes (`retrieval.ids.hash_id`) of the videos on earlier pages of this session."""
+    filter: VideoFilter = ANY_VIDEO
+    """What every video must meet."""
+    blocked_owners: frozenset[int] = frozenset()
+    """Hashes of the ids of owners whose videos the user does not want."""
+
+    @property
+    def allowed(self) -> Allowed | None:
+        """Which rows of an index may be in the feed, by their columns; None where any may."""
+        if not self.blocked_owners:
+            return self.filter.mask if self.filter.is_set else None
+        return self._meets_both
+
+    def _meets_both(self, columns: Columns) -> Mask:
+        blocked = np.fromiter(self.blocked_owners, np.uint64, count=len(self.blocked_owners))
+        return self.filter.mask(columns) & ~np.isin(columns["owners"], blocked)
 
 
 @dataclass(slots=True)
@@ -72,6 +94,15 @@ class FeedContext:
     def history(self) -> list[HistoryEntry]:
         """What the user tower reads: the latest interactions, newest last."""
         return self.user.history[-self.serving.release.manifest.history_length :]
+
+    def meeting(self, video_ids: Sequence[str]) -> Collection[str]:
+        """Those of some videos that meet the request's filter; where it asks for something, those alone that
+        the release knows."""
+        if not self.query.filter.is_set:
+            return video_ids
+        known, columns = self.serving.fresh.index.columns_of(video_ids, FILTERED_COLUMNS)
+        met = self.query.filter.mask(columns)
+        return set(compress(compress(video_ids, known), met))
 
     @property
     def excluded_count(self) -> int:

@@ -11,11 +11,13 @@ from keek_server.feed.pipeline import FeedPipeline
 from keek_server.feed.types import Candidate, Degradation, FeedPage, FeedQuery, SlotShare
 from keek_server.retrieval.ids import hash_id
 from keek_server.rpc.guard import Context
+from keek_server.rpc.video_filter import decode_filter
 from keek_server.videos.catalogue import Catalogue
 
 _DEFAULT_PAGE_SIZE = 10
 
 Page = TypeVar("Page", pb.ListFeedResponse, pb.StreamFeedResponse)
+Request = pb.ListFeedRequest | pb.StreamFeedRequest | pb.ExplainFeedRequest
 
 
 class FeedServicer(feed_service_pb2_grpc.FeedServiceServicer):
@@ -29,7 +31,7 @@ class FeedServicer(feed_service_pb2_grpc.FeedServiceServicer):
     async def ListFeed(self, request: pb.ListFeedRequest, context: Context) -> pb.ListFeedResponse:
         """One page."""
         served = _served(request.page_token, request.user_id)
-        page = await self._page(request.user_id, request.page_size, served, context)
+        page = await self._page(request, served, context)
         self._pipeline.answered(page)
         return _encode(page, pb.ListFeedResponse)
 
@@ -39,7 +41,7 @@ class FeedServicer(feed_service_pb2_grpc.FeedServiceServicer):
         """Pages, one message each."""
         served = _served(request.page_token, request.user_id)
         for _ in range(request.page_count or 1):
-            page = await self._page(request.user_id, request.page_size, served, context)
+            page = await self._page(request, served, context)
             response = _encode(page, pb.StreamFeedResponse)
             yield response
             self._pipeline.answered(page)
@@ -49,7 +51,7 @@ class FeedServicer(feed_service_pb2_grpc.FeedServiceServicer):
 
     async def ExplainFeed(self, request: pb.ExplainFeedRequest, context: Context) -> pb.ExplainFeedResponse:
         """The page that ListFeed would give, and why."""
-        page = await self._page(request.user_id, request.page_size, (), context)
+        page = await self._page(request, (), context)
         known = await self._catalogue.briefs(request.video_ids)
         encoded = _encode(page, pb.ListFeedResponse)
         response = pb.ExplainFeedResponse(
@@ -74,13 +76,18 @@ class FeedServicer(feed_service_pb2_grpc.FeedServiceServicer):
             )
         return response
 
-    async def _page(
-        self, user_id: str, page_size: int, served: tuple[int, ...], context: Context
-    ) -> FeedPage:
+    async def _page(self, request: Request, served: tuple[int, ...], context: Context) -> FeedPage:
         remaining_s = context.time_remaining()
         deadline_s = self._deadline_s if remaining_s is None else min(remaining_s, self._deadline_s)
-        size = min(page_size or _DEFAULT_PAGE_SIZE, SESSION_LIMIT - len(served))
-        return await self._pipeline.run(FeedQuery(user_id, size, deadline_s, served))
+        query = FeedQuery(
+            request.user_id,
+            min(request.page_size or _DEFAULT_PAGE_SIZE, SESSION_LIMIT - len(served)),
+            deadline_s,
+            served,
+            decode_filter(request.filter),
+            frozenset(map(hash_id, request.blocked_owner_ids)),
+        )
+        return await self._pipeline.run(query)
 
 
 def _served(page_token: str, user_id: str) -> tuple[int, ...]:

@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from keek.v1 import search_service_pb2 as pb
-from keek.v1 import search_service_pb2_grpc, video_filter_pb2
-from keek_server.clock import now_us
+from keek.v1 import search_service_pb2_grpc
 from keek_server.errors import InvalidArgumentError
 from keek_server.rpc.guard import Context
 from keek_server.rpc.tokens import decode_offset, encode_token
-from keek_server.search.filters import VideoFilter
+from keek_server.rpc.video_filter import decode_filter
 from keek_server.search.finder import LIMIT, Finder, Found
 
 _DEFAULT_PAGE_SIZE = 20
@@ -43,7 +42,7 @@ class SearchServicer(search_service_pb2_grpc.SearchServiceServicer):
     ) -> pb.ListSimilarVideosResponse:
         """One page of videos that the same people like."""
         page = _Page(request.page_size, request.page_token)
-        found = await self._finder.similar(request.video_id, _decode(request.filter), page.end)
+        found = await self._finder.similar(request.video_id, decode_filter(request.filter), page.end)
         return pb.ListSimilarVideosResponse(
             videos=_encode(page.of(found.scores)),
             next_page_token=page.next_token(found.scores),
@@ -67,7 +66,7 @@ class SearchServicer(search_service_pb2_grpc.SearchServiceServicer):
         )
 
     async def _look_alikes(self, request: pb.SearchVideosRequest, count: int) -> Found:
-        filter_ = _decode(request.filter)
+        filter_ = decode_filter(request.filter)
         match request.WhichOneof("query"):
             case "text" if request.text.strip():
                 return await self._finder.by_text(request.text, filter_, count)
@@ -94,18 +93,6 @@ class _Page:
         """For the page behind it; empty when this is the last."""
         more = len(ranking) >= self.end and self._start < self.end < LIMIT
         return encode_token(str(self.end)) if more else ""
-
-
-def _decode(message: video_filter_pb2.VideoFilter) -> VideoFilter:
-    return VideoFilter(
-        tuple(message.tags),
-        message.owner_id,
-        message.min_duration_s,
-        message.max_duration_s,
-        now_us() - int(message.max_age_s * 1e6) if message.max_age_s else 0,
-        tuple(message.languages),
-        tuple(message.regions),
-    )
 
 
 def _encode(hits: Sequence[tuple[str, float]]) -> list[pb.FoundVideo]:

@@ -13,11 +13,11 @@ from keek_server.releases.release import CLIP
 from keek_server.retrieval.fresh import VECTORS
 from keek_server.retrieval.live import LiveIndex
 from keek_server.retrieval.query import Hits, Query
-from keek_server.search.filters import VideoFilter
 from keek_server.towers.clip import Clip
 from keek_server.towers.features import Float32Array
 from keek_server.videos.catalogue import Catalogue
 from keek_server.videos.decoding.decoder import Decoder
+from keek_server.videos.filters import VideoFilter
 
 LIMIT = 1000
 """The most that one search finds, over all its pages."""

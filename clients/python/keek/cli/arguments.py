@@ -4,6 +4,7 @@ import argparse
 from typing import Final
 
 from keek.cli.importing.rows import clean_tags, split_tags
+from keek.queries import Conditions
 
 DEFAULT_TARGET: Final = "localhost:50051"
 
@@ -96,3 +97,29 @@ def percentage(text: str) -> float:
     if not 0.0 < value <= 100.0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a percentage above 0")
     return value
+
+
+def add_conditions(parser: argparse.ArgumentParser) -> None:
+    """What videos must meet; read by `conditions`."""
+    parser.add_argument("--tags", type=tags, default=[], help="at least one of these, by commas")
+    parser.add_argument("--owner", type=identifier, default="", help="only this owner's videos")
+    parser.add_argument("--min-duration-s", type=number, default=0.0)
+    parser.add_argument("--max-duration-s", type=number, default=0.0)
+    parser.add_argument("--max-age-s", type=number, default=0.0, help="since it was created")
+    parser.add_argument(
+        "--languages", type=names, default=[], help="one of these, by commas; pt is met by pt-BR, too"
+    )
+    parser.add_argument("--regions", type=names, default=[], help="one of these, by commas")
+
+
+def conditions(arguments: argparse.Namespace) -> Conditions:
+    """What was asked with the arguments that `add_conditions` adds."""
+    return Conditions(
+        tags=arguments.tags,
+        owner_id=arguments.owner,
+        min_duration_s=arguments.min_duration_s,
+        max_duration_s=arguments.max_duration_s,
+        max_age_s=arguments.max_age_s,
+        languages=arguments.languages,
+        regions=arguments.regions,
+    )

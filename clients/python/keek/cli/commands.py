@@ -6,11 +6,13 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from keek.cli.arguments import conditions
 from keek.cli.output import Table, note_degradations, print_json, printable, source_name
 from keek.client import Client
 from keek.v1.feed_service_pb2 import ExplainFeedResponse, FeedItem, ListFeedResponse, StreamFeedResponse
 from keek.v1.interaction_service_pb2 import InteractionKind
 from keek.v1.trending_service_pb2 import TrendingVideo
+from keek.v1.video_filter_pb2 import VideoFilter
 
 MAX_PAGE_SIZE: Final = 100
 """Items on one page of a feed, as the contract has it."""
@@ -50,6 +52,8 @@ def _listed(client: Client, arguments: argparse.Namespace) -> Iterator[ListFeedR
             arguments.user,
             page_size=min(_page_size(arguments), left),
             page_token=token,
+            video_filter=VideoFilter(**conditions(arguments)),
+            blocked_owner_ids=arguments.blocked,
             timeout_s=arguments.timeout_s,
         )
         yield page
@@ -66,6 +70,8 @@ def _streamed(client: Client, arguments: argparse.Namespace) -> Iterator[StreamF
         arguments.user,
         page_count=math.ceil(left / page_size),
         page_size=page_size,
+        video_filter=VideoFilter(**conditions(arguments)),
+        blocked_owner_ids=arguments.blocked,
         timeout_s=arguments.timeout_s,
     )
     for page in pages:
@@ -90,7 +96,12 @@ def _feed_row(place: int, item: FeedItem) -> tuple[int, str, str, float, str, st
 def explain(client: Client, arguments: argparse.Namespace) -> int:
     """What every stage did for a user's feed, and why videos are in it or absent."""
     answer = client.explain_feed(
-        arguments.user, arguments.videos, page_size=arguments.page_size, timeout_s=arguments.timeout_s
+        arguments.user,
+        arguments.videos,
+        page_size=arguments.page_size,
+        video_filter=VideoFilter(**conditions(arguments)),
+        blocked_owner_ids=arguments.blocked,
+        timeout_s=arguments.timeout_s,
     )
     if arguments.json:
         print_json(answer)

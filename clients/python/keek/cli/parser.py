@@ -7,7 +7,17 @@ from pathlib import Path
 
 from keek.channel import VERSION
 from keek.cli import catalogue, commands, searching
-from keek.cli.arguments import DEFAULT_TARGET, add_common, identifier, names, number, positive, query, tags
+from keek.cli.arguments import (
+    DEFAULT_TARGET,
+    add_common,
+    add_conditions,
+    identifier,
+    names,
+    number,
+    positive,
+    query,
+    tags,
+)
 from keek.cli.importing import DESCRIPTION, import_videos
 from keek.cli.releases_parser import add_releases
 from keek.client import Client
@@ -52,6 +62,9 @@ def _add_feeds(command: Adder) -> None:
     explain.add_argument("user", metavar="USER", type=identifier)
     explain.add_argument("videos", metavar="VIDEO", type=identifier, nargs="*")
     explain.add_argument("--page-size", type=positive, default=10, help="items of the feed (10)")
+    for asking in (feed, explain):
+        add_conditions(asking)
+        asking.add_argument("--blocked", type=names, default=[], metavar="OWNERS", help="owners, by commas")
     trending = command("trending", commands.trending, "What many users like at the moment")
     trending.add_argument("--count", type=positive, default=10, help="videos wanted (10)")
     trending.add_argument("--rising", action="store_true", help="by how fast it grows, not how much it is")
@@ -129,12 +142,4 @@ def _add_search(command: Adder) -> None:
     for finding in (search, similar, audience):
         finding.add_argument("--count", type=positive, default=20, help="wanted (20)")
     for filtering in (search, similar):
-        filtering.add_argument("--tags", type=tags, default=[], help="at least one of these, by commas")
-        filtering.add_argument("--owner", type=identifier, default="", help="only this owner's videos")
-        filtering.add_argument("--min-duration-s", type=number, default=0.0)
-        filtering.add_argument("--max-duration-s", type=number, default=0.0)
-        filtering.add_argument("--max-age-s", type=number, default=0.0, help="since it was created")
-        filtering.add_argument(
-            "--languages", type=names, default=[], help="one of these, by commas; pt is met by pt-BR, too"
-        )
-        filtering.add_argument("--regions", type=names, default=[], help="one of these, by commas")
+        add_conditions(filtering)

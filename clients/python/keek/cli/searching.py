@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, TypeVar
 
+from keek.cli.arguments import conditions
 from keek.cli.output import Cell, Table, note, print_json
 from keek.client import Client
 from keek.connection import PageResponse
@@ -74,16 +75,7 @@ def audience(client: Client, arguments: argparse.Namespace) -> int:
 
 def _options(arguments: argparse.Namespace, page_size: int, token: str) -> SearchOptions:
     return SearchOptions(
-        tags=arguments.tags,
-        owner_id=arguments.owner,
-        min_duration_s=arguments.min_duration_s,
-        max_duration_s=arguments.max_duration_s,
-        max_age_s=arguments.max_age_s,
-        languages=arguments.languages,
-        regions=arguments.regions,
-        page_size=page_size,
-        page_token=token,
-        timeout_s=arguments.timeout_s,
+        **conditions(arguments), page_size=page_size, page_token=token, timeout_s=arguments.timeout_s
     )
 
 

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from keek.v1 import rules_pb2 as keek_dot_v1_dot_rules__pb2
+from keek.v1 import video_filter_pb2 as keek_dot_v1_dot_video__filter__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1akeek/v1/feed_service.proto\x12\x07keek.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x13keek/v1/rules.proto\"q\n\x08\x46\x65\x65\x64Item\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12#\n\x06source\x18\x02 \x01(\x0e\x32\x13.keek.v1.FeedSource\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x12\n\nrelease_id\x18\x04 \x01(\t\x12\x0b\n\x03\x61rm\x18\x05 \x01(\t\"l\n\x0b\x44\x65gradation\x12#\n\x06source\x18\x01 \x01(\x0e\x32\x13.keek.v1.FeedSource\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12(\n\x0breplaced_by\x18\x03 \x03(\x0e\x32\x13.keek.v1.FeedSource\"[\n\tSlotShare\x12#\n\x06source\x18\x01 \x01(\x0e\x32\x13.keek.v1.FeedSource\x12\x13\n\x0bquota_count\x18\x02 \x01(\x05\x12\x14\n\x0cserved_count\x18\x03 \x01(\x05\"v\n\x0fListFeedRequest\x12\x1a\n\x07user_id\x18\x01 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\x12)\n\tpage_size\x18\x02 \x01(\x05\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x00Y@\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xaa\xd4\x18\x04\x10\x80\x80\x01\"\xb6\x01\n\x10ListFeedResponse\x12 \n\x05items\x18\x01 \x03(\x0b\x32\x11.keek.v1.FeedItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12\'\n\x0bslot_shares\x18\x04 \x03(\x0b\x32\x12.keek.v1.SlotShare\x12*\n\x0c\x64\x65gradations\x18\x05 \x03(\x0b\x32\x14.keek.v1.Degradation\"\xa4\x01\n\x11StreamFeedRequest\x12\x1a\n\x07user_id\x18\x01 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\x12)\n\tpage_size\x18\x02 \x01(\x05\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x00Y@\x12*\n\npage_count\x18\x03 \x01(\x05\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x00I@\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xaa\xd4\x18\x04\x10\x80\x80\x01\"\xb8\x01\n\x12StreamFeedResponse\x12 \n\x05items\x18\x01 \x03(\x0b\x32\x11.keek.v1.FeedItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12\'\n\x0bslot_shares\x18\x04 \x03(\x0b\x32\x12.keek.v1.SlotShare\x12*\n\x0c\x64\x65gradations\x18\x05 \x03(\x0b\x32\x14.keek.v1.Degradation\"{\n\x12\x45xplainFeedRequest\x12\x1a\n\x07user_id\x18\x01 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\x12)\n\tpage_size\x18\x02 \x01(\x05\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x00Y@\x12\x1e\n\tvideo_ids\x18\x03 \x03(\tB\x0b\xaa\xd4\x18\x07\x08\x01\x10\x80\x01(d\"\x86\x05\n\x13\x45xplainFeedResponse\x12 \n\x05items\x18\x01 \x03(\x0b\x32\x11.keek.v1.FeedItem\x12\x12\n\nrelease_id\x18\x02 \x01(\t\x12\x19\n\x11history_video_ids\x18\x03 \x03(\t\x12\x39\n\x07sources\x18\x04 \x03(\x0b\x32(.keek.v1.ExplainFeedResponse.SourceTrace\x12\x39\n\x07\x66ilters\x18\x05 \x03(\x0b\x32(.keek.v1.ExplainFeedResponse.FilterTrace\x12\x36\n\x08verdicts\x18\x06 \x03(\x0b\x32$.keek.v1.ExplainFeedResponse.Verdict\x12\'\n\x0bslot_shares\x18\x07 \x03(\x0b\x32\x12.keek.v1.SlotShare\x12*\n\x0c\x64\x65gradations\x18\x08 \x03(\x0b\x32\x14.keek.v1.Degradation\x1a\x86\x01\n\x0bSourceTrace\x12#\n\x06source\x18\x01 \x01(\x0e\x32\x13.keek.v1.FeedSource\x12\x17\n\x0f\x63\x61ndidate_count\x18\x02 \x01(\x05\x12*\n\x07\x65lapsed\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x1a\x46\n\x0b\x46ilterTrace\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nkept_count\x18\x02 \x01(\x05\x12\x15\n\rremoved_count\x18\x03 \x01(\x05\x1aJ\n\x07Verdict\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\x0e\n\x06served\x18\x02 \x01(\x08\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t*\xa9\x01\n\nFeedSource\x12\x1b\n\x17\x46\x45\x45\x44_SOURCE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x45\x45\x44_SOURCE_PERSONALISED\x10\x01\x12\x18\n\x14\x46\x45\x45\x44_SOURCE_TRENDING\x10\x02\x12\x15\n\x11\x46\x45\x45\x44_SOURCE_FRESH\x10\x03\x12\x17\n\x13\x46\x45\x45\x44_SOURCE_POPULAR\x10\x04\x12\x16\n\x12\x46\x45\x45\x44_SOURCE_CACHED\x10\x05\x32\xe1\x01\n\x0b\x46\x65\x65\x64Service\x12?\n\x08ListFeed\x12\x18.keek.v1.ListFeedRequest\x1a\x19.keek.v1.ListFeedResponse\x12G\n\nStreamFeed\x12\x1a.keek.v1.StreamFeedRequest\x1a\x1b.keek.v1.StreamFeedResponse0\x01\x12H\n\x0b\x45xplainFeed\x12\x1b.keek.v1.ExplainFeedRequest\x1a\x1c.keek.v1.ExplainFeedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1akeek/v1/feed_service.proto\x12\x07keek.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x13keek/v1/rules.proto\x1a\x1akeek/v1/video_filter.proto\"q\n\x08\x46\x65\x65\x64Item\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12#\n\x06source\x18\x02 \x01(\x0e\x32\x13.keek.v1.FeedSource\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x12\n\nrelease_id\x18\x04 \x01(\t\x12\x0b\n\x03\x61rm\x18\x05 \x01(\t\"l\n\x0b\x44\x65gradation\x12#\n\x06source\x18\x01 \x01(\x0e\x32\x13.keek.v1.FeedSource\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12(\n\x0breplaced_by\x18\x03 \x03(\x0e\x32\x13.keek.v1.FeedSource\"[\n\tSlotShare\x12#\n\x06source\x18\x01 \x01(\x0e\x32\x13.keek.v1.FeedSource\x12\x13\n\x0bquota_count\x18\x02 \x01(\x05\x12\x14\n\x0cserved_count\x18\x03 \x01(\x05\"\xc5\x01\n\x0fListFeedRequest\x12\x1a\n\x07user_id\x18\x01 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\x12)\n\tpage_size\x18\x02 \x01(\x05\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x00Y@\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xaa\xd4\x18\x04\x10\x80\x80\x01\x12$\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x14.keek.v1.VideoFilter\x12\'\n\x11\x62locked_owner_ids\x18\x05 \x03(\tB\x0c\xaa\xd4\x18\x08\x08\x01\x10\x80\x01(\xe8\x07\"\xb6\x01\n\x10ListFeedResponse\x12 \n\x05items\x18\x01 \x03(\x0b\x32\x11.keek.v1.FeedItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12\'\n\x0bslot_shares\x18\x04 \x03(\x0b\x32\x12.keek.v1.SlotShare\x12*\n\x0c\x64\x65gradations\x18\x05 \x03(\x0b\x32\x14.keek.v1.Degradation\"\xf3\x01\n\x11StreamFeedRequest\x12\x1a\n\x07user_id\x18\x01 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\x12)\n\tpage_size\x18\x02 \x01(\x05\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x00Y@\x12*\n\npage_count\x18\x03 \x01(\x05\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x00I@\x12\x1c\n\npage_token\x18\x04 \x01(\tB\x08\xaa\xd4\x18\x04\x10\x80\x80\x01\x12$\n\x06\x66ilter\x18\x05 \x01(\x0b\x32\x14.keek.v1.VideoFilter\x12\'\n\x11\x62locked_owner_ids\x18\x06 \x03(\tB\x0c\xaa\xd4\x18\x08\x08\x01\x10\x80\x01(\xe8\x07\"\xb8\x01\n\x12StreamFeedResponse\x12 \n\x05items\x18\x01 \x03(\x0b\x32\x11.keek.v1.FeedItem\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\nrelease_id\x18\x03 \x01(\t\x12\'\n\x0bslot_shares\x18\x04 \x03(\x0b\x32\x12.keek.v1.SlotShare\x12*\n\x0c\x64\x65gradations\x18\x05 \x03(\x0b\x32\x14.keek.v1.Degradation\"\xca\x01\n\x12\x45xplainFeedRequest\x12\x1a\n\x07user_id\x18\x01 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\x12)\n\tpage_size\x18\x02 \x01(\x05\x42\x16\xaa\xd4\x18\x12\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x00Y@\x12\x1e\n\tvideo_ids\x18\x03 \x03(\tB\x0b\xaa\xd4\x18\x07\x08\x01\x10\x80\x01(d\x12$\n\x06\x66ilter\x18\x04 \x01(\x0b\x32\x14.keek.v1.VideoFilter\x12\'\n\x11\x62locked_owner_ids\x18\x05 \x03(\tB\x0c\xaa\xd4\x18\x08\x08\x01\x10\x80\x01(\xe8\x07\"\x86\x05\n\x13\x45xplainFeedResponse\x12 \n\x05items\x18\x01 \x03(\x0b\x32\x11.keek.v1.FeedItem\x12\x12\n\nrelease_id\x18\x02 \x01(\t\x12\x19\n\x11history_video_ids\x18\x03 \x03(\t\x12\x39\n\x07sources\x18\x04 \x03(\x0b\x32(.keek.v1.ExplainFeedResponse.SourceTrace\x12\x39\n\x07\x66ilters\x18\x05 \x03(\x0b\x32(.keek.v1.ExplainFeedResponse.FilterTrace\x12\x36\n\x08verdicts\x18\x06 \x03(\x0b\x32$.keek.v1.ExplainFeedResponse.Verdict\x12\'\n\x0bslot_shares\x18\x07 \x03(\x0b\x32\x12.keek.v1.SlotShare\x12*\n\x0c\x64\x65gradations\x18\x08 \x03(\x0b\x32\x14.keek.v1.Degradation\x1a\x86\x01\n\x0bSourceTrace\x12#\n\x06source\x18\x01 \x01(\x0e\x32\x13.keek.v1.FeedSource\x12\x17\n\x0f\x63\x61ndidate_count\x18\x02 \x01(\x05\x12*\n\x07\x65lapsed\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x1a\x46\n\x0b\x46ilterTrace\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nkept_count\x18\x02 \x01(\x05\x12\x15\n\rremoved_count\x18\x03 \x01(\x05\x1aJ\n\x07Verdict\x12\x10\n\x08video_id\x18\x01 \x01(\t\x12\x0e\n\x06served\x18\x02 \x01(\x08\x12\r\n\x05stage\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t*\xa9\x01\n\nFeedSource\x12\x1b\n\x17\x46\x45\x45\x44_SOURCE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x46\x45\x45\x44_SOURCE_PERSONALISED\x10\x01\x12\x18\n\x14\x46\x45\x45\x44_SOURCE_TRENDING\x10\x02\x12\x15\n\x11\x46\x45\x45\x44_SOURCE_FRESH\x10\x03\x12\x17\n\x13\x46\x45\x45\x44_SOURCE_POPULAR\x10\x04\x12\x16\n\x12\x46\x45\x45\x44_SOURCE_CACHED\x10\x05\x32\xe1\x01\n\x0b\x46\x65\x65\x64Service\x12?\n\x08ListFeed\x12\x18.keek.v1.ListFeedRequest\x1a\x19.keek.v1.ListFeedResponse\x12G\n\nStreamFeed\x12\x1a.keek.v1.StreamFeedRequest\x1a\x1b.keek.v1.StreamFeedResponse0\x01\x12H\n\x0b\x45xplainFeed\x12\x1b.keek.v1.ExplainFeedRequest\x1a\x1c.keek.v1.ExplainFeedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +40,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTFEEDREQUEST'].fields_by_name['page_size']._serialized_options = b'\252\324\030\022\031\000\000\000\000\000\000\000\000!\000\000\000\000\000\000Y@'
   _globals['_LISTFEEDREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_LISTFEEDREQUEST'].fields_by_name['page_token']._serialized_options = b'\252\324\030\004\020\200\200\001'
+  _globals['_LISTFEEDREQUEST'].fields_by_name['blocked_owner_ids']._loaded_options = None
+  _globals['_LISTFEEDREQUEST'].fields_by_name['blocked_owner_ids']._serialized_options = b'\252\324\030\010\010\001\020\200\001(\350\007'
   _globals['_STREAMFEEDREQUEST'].fields_by_name['user_id']._loaded_options = None
   _globals['_STREAMFEEDREQUEST'].fields_by_name['user_id']._serialized_options = b'\252\324\030\005\010\001\020\200\001'
   _globals['_STREAMFEEDREQUEST'].fields_by_name['page_size']._loaded_options = None
@@ -47,38 +50,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STREAMFEEDREQUEST'].fields_by_name['page_count']._serialized_options = b'\252\324\030\022\031\000\000\000\000\000\000\000\000!\000\000\000\000\000\000I@'
   _globals['_STREAMFEEDREQUEST'].fields_by_name['page_token']._loaded_options = None
   _globals['_STREAMFEEDREQUEST'].fields_by_name['page_token']._serialized_options = b'\252\324\030\004\020\200\200\001'
+  _globals['_STREAMFEEDREQUEST'].fields_by_name['blocked_owner_ids']._loaded_options = None
+  _globals['_STREAMFEEDREQUEST'].fields_by_name['blocked_owner_ids']._serialized_options = b'\252\324\030\010\010\001\020\200\001(\350\007'
   _globals['_EXPLAINFEEDREQUEST'].fields_by_name['user_id']._loaded_options = None
   _globals['_EXPLAINFEEDREQUEST'].fields_by_name['user_id']._serialized_options = b'\252\324\030\005\010\001\020\200\001'
   _globals['_EXPLAINFEEDREQUEST'].fields_by_name['page_size']._loaded_options = None
   _globals['_EXPLAINFEEDREQUEST'].fields_by_name['page_size']._serialized_options = b'\252\324\030\022\031\000\000\000\000\000\000\000\000!\000\000\000\000\000\000Y@'
   _globals['_EXPLAINFEEDREQUEST'].fields_by_name['video_ids']._loaded_options = None
   _globals['_EXPLAINFEEDREQUEST'].fields_by_name['video_ids']._serialized_options = b'\252\324\030\007\010\001\020\200\001(d'
-  _globals['_FEEDSOURCE']._serialized_start=1844
-  _globals['_FEEDSOURCE']._serialized_end=2013
-  _globals['_FEEDITEM']._serialized_start=92
-  _globals['_FEEDITEM']._serialized_end=205
-  _globals['_DEGRADATION']._serialized_start=207
-  _globals['_DEGRADATION']._serialized_end=315
-  _globals['_SLOTSHARE']._serialized_start=317
-  _globals['_SLOTSHARE']._serialized_end=408
-  _globals['_LISTFEEDREQUEST']._serialized_start=410
-  _globals['_LISTFEEDREQUEST']._serialized_end=528
-  _globals['_LISTFEEDRESPONSE']._serialized_start=531
-  _globals['_LISTFEEDRESPONSE']._serialized_end=713
-  _globals['_STREAMFEEDREQUEST']._serialized_start=716
-  _globals['_STREAMFEEDREQUEST']._serialized_end=880
-  _globals['_STREAMFEEDRESPONSE']._serialized_start=883
-  _globals['_STREAMFEEDRESPONSE']._serialized_end=1067
-  _globals['_EXPLAINFEEDREQUEST']._serialized_start=1069
-  _globals['_EXPLAINFEEDREQUEST']._serialized_end=1192
-  _globals['_EXPLAINFEEDRESPONSE']._serialized_start=1195
-  _globals['_EXPLAINFEEDRESPONSE']._serialized_end=1841
-  _globals['_EXPLAINFEEDRESPONSE_SOURCETRACE']._serialized_start=1559
-  _globals['_EXPLAINFEEDRESPONSE_SOURCETRACE']._serialized_end=1693
-  _globals['_EXPLAINFEEDRESPONSE_FILTERTRACE']._serialized_start=1695
-  _globals['_EXPLAINFEEDRESPONSE_FILTERTRACE']._serialized_end=1765
-  _globals['_EXPLAINFEEDRESPONSE_VERDICT']._serialized_start=1767
-  _globals['_EXPLAINFEEDRESPONSE_VERDICT']._serialized_end=1841
-  _globals['_FEEDSERVICE']._serialized_start=2016
-  _globals['_FEEDSERVICE']._serialized_end=2241
+  _globals['_EXPLAINFEEDREQUEST'].fields_by_name['blocked_owner_ids']._loaded_options = None
+  _globals['_EXPLAINFEEDREQUEST'].fields_by_name['blocked_owner_ids']._serialized_options = b'\252\324\030\010\010\001\020\200\001(\350\007'
+  _globals['_FEEDSOURCE']._serialized_start=2111
+  _globals['_FEEDSOURCE']._serialized_end=2280
+  _globals['_FEEDITEM']._serialized_start=120
+  _globals['_FEEDITEM']._serialized_end=233
+  _globals['_DEGRADATION']._serialized_start=235
+  _globals['_DEGRADATION']._serialized_end=343
+  _globals['_SLOTSHARE']._serialized_start=345
+  _globals['_SLOTSHARE']._serialized_end=436
+  _globals['_LISTFEEDREQUEST']._serialized_start=439
+  _globals['_LISTFEEDREQUEST']._serialized_end=636
+  _globals['_LISTFEEDRESPONSE']._serialized_start=639
+  _globals['_LISTFEEDRESPONSE']._serialized_end=821
+  _globals['_STREAMFEEDREQUEST']._serialized_start=824
+  _globals['_STREAMFEEDREQUEST']._serialized_end=1067
+  _globals['_STREAMFEEDRESPONSE']._serialized_start=1070
+  _globals['_STREAMFEEDRESPONSE']._serialized_end=1254
+  _globals['_EXPLAINFEEDREQUEST']._serialized_start=1257
+  _globals['_EXPLAINFEEDREQUEST']._serialized_end=1459
+  _globals['_EXPLAINFEEDRESPONSE']._serialized_start=1462
+  _globals['_EXPLAINFEEDRESPONSE']._serialized_end=2108
+  _globals['_EXPLAINFEEDRESPONSE_SOURCETRACE']._serialized_start=1826
+  _globals['_EXPLAINFEEDRESPONSE_SOURCETRACE']._serialized_end=1960
+  _globals['_EXPLAINFEEDRESPONSE_FILTERTRACE']._serialized_start=1962
+  _globals['_EXPLAINFEEDRESPONSE_FILTERTRACE']._serialized_end=2032
+  _globals['_EXPLAINFEEDRESPONSE_VERDICT']._serialized_start=2034
+  _globals['_EXPLAINFEEDRESPONSE_VERDICT']._serialized_end=2108
+  _globals['_FEEDSERVICE']._serialized_start=2283
+  _globals['_FEEDSERVICE']._serialized_end=2508
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from keek.v1 import video_filter_pb2 as _video_filter_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -160,21 +161,33 @@ class ListFeedRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    BLOCKED_OWNER_IDS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     page_size: _builtins.int
     """Items wanted; 0 means 10."""
     page_token: _builtins.str
     """From an earlier response for the same user."""
+    @_builtins.property
+    def filter(self) -> _video_filter_pb2.VideoFilter:
+        """What every video must meet. State it again for each page."""
+
+    @_builtins.property
+    def blocked_owner_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Owners whose videos the user does not want. State them again for each page."""
+
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _video_filter_pb2.VideoFilter | None = ...,
+        blocked_owner_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_owner_ids", b"blocked_owner_ids", "filter", b"filter", "page_size", b"page_size", "page_token", b"page_token", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -225,6 +238,8 @@ class StreamFeedRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_COUNT_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    BLOCKED_OWNER_IDS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     page_size: _builtins.int
     """Items a page; 0 means 10."""
@@ -232,6 +247,14 @@ class StreamFeedRequest(_message.Message):
     """Pages to send; 0 means 1."""
     page_token: _builtins.str
     """From an earlier response for the same user: goes on from there."""
+    @_builtins.property
+    def filter(self) -> _video_filter_pb2.VideoFilter:
+        """What every video must meet."""
+
+    @_builtins.property
+    def blocked_owner_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Owners whose videos the user does not want."""
+
     def __init__(
         self,
         *,
@@ -239,10 +262,12 @@ class StreamFeedRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_count: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filter: _video_filter_pb2.VideoFilter | None = ...,
+        blocked_owner_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_count", b"page_count", "page_size", b"page_size", "page_token", b"page_token", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_owner_ids", b"blocked_owner_ids", "filter", b"filter", "page_count", b"page_count", "page_size", b"page_size", "page_token", b"page_token", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -291,6 +316,8 @@ class ExplainFeedRequest(_message.Message):
     USER_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     VIDEO_IDS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    BLOCKED_OWNER_IDS_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
     page_size: _builtins.int
     """Items wanted; 0 means 10."""
@@ -298,16 +325,24 @@ class ExplainFeedRequest(_message.Message):
     def video_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Videos to explain, beside those in the feed."""
 
+    @_builtins.property
+    def filter(self) -> _video_filter_pb2.VideoFilter:
+        """As of ListFeed."""
+
+    @_builtins.property
+    def blocked_owner_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         user_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         video_ids: _abc.Iterable[_builtins.str] | None = ...,
+        filter: _video_filter_pb2.VideoFilter | None = ...,
+        blocked_owner_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "user_id", b"user_id", "video_ids", b"video_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocked_owner_ids", b"blocked_owner_ids", "filter", b"filter", "page_size", b"page_size", "user_id", b"user_id", "video_ids", b"video_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,10 @@ from keek_server.videos.locales import language_hashes, region_hashes
 
 _BLOCK_ROWS = 4096
 """Rows whose tags stay in a core's cache while each wanted tag is looked for."""
+
+
+FILTERED_COLUMNS: Final = ("owners", "tags", "languages", "regions", "durations_s", "create_times_us")
+"""The columns of videos that conditions look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +41,7 @@ class VideoFilter:
     @property
     def is_set(self) -> bool:
         """Whether it asks for anything."""
-        return self != VideoFilter()
+        return self != ANY_VIDEO
 
     def mask(self, columns: Columns) -> Mask:
         """Which of n videos meet it: bool [n], from their VIDEO_COLUMNS."""
@@ -57,6 +62,10 @@ class VideoFilter:
         if self.created_after_us:
             chosen &= columns["create_times_us"] >= self.created_after_us
         return chosen
+
+
+ANY_VIDEO: Final = VideoFilter()
+"""Asks nothing."""
 
 
 def _have_one(tags: Int32Array, wanted: Int32Array) -> Mask:
