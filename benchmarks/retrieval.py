@@ -29,6 +29,7 @@ from keek_server.retrieval.fresh import VECTORS, Allowed
 from keek_server.retrieval.index import Vectors
 from keek_server.retrieval.kinds import MainKind
 from keek_server.retrieval.live import LiveIndex
+from keek_server.retrieval.measure import exact_rows, timed
 from keek_server.retrieval.query import Query
 from keek_server.retrieval.searcher import Searcher, search_executor
 from keek_server.retrieval.tuning import recall_at_k
@@ -120,7 +121,7 @@ def _times(live: LiveIndex, vectors: Vectors, queries: Vectors) -> dict[str, lis
     own = _searching(live)
 
     def exact(query: Vectors) -> None:
-        faiss.knn(query[None], vectors, _K, metric=faiss.METRIC_INNER_PRODUCT)
+        exact_rows(vectors, query[None], _K)
 
     def prototype(query: Vectors) -> None:
         scores = vectors @ query
@@ -130,11 +131,11 @@ def _times(live: LiveIndex, vectors: Vectors, queries: Vectors) -> dict[str, lis
         search(queries[0])
     for turn in tqdm(range(_ROUNDS), desc="searching", file=sys.stderr):
         part = np.roll(queries, -turn * _SEARCHES, axis=0)
-        took = _timed(own, part[:_SEARCHES])
+        took = timed(own, part[:_SEARCHES])
         found["own"].append(float(np.median(took)))
         found["own_p99"].append(float(np.percentile(took, 99)))
-        found["exact"].append(float(np.median(_timed(exact, part[:_EXACT]))))
-        found["prototype"].append(float(np.median(_timed(prototype, part[:_PROTOTYPE]))))
+        found["exact"].append(float(np.median(timed(exact, part[:_EXACT]))))
+        found["prototype"].append(float(np.median(timed(prototype, part[:_PROTOTYPE]))))
     return found
 
 
@@ -147,17 +148,8 @@ def _searching(live: LiveIndex) -> Callable[[Vectors], None]:
     return search
 
 
-def _timed(search: Callable[[Vectors], None], queries: Vectors) -> list[float]:
-    took = []
-    for query in queries:
-        started = time.perf_counter()
-        search(query)
-        took.append((time.perf_counter() - started) * 1e3)
-    return took
-
-
 def _recall(live: LiveIndex, vectors: Vectors, queries: Vectors) -> float:
-    _, exact = faiss.knn(queries, vectors, _K, metric=faiss.METRIC_INNER_PRODUCT)
+    exact = exact_rows(vectors, queries, _K)
     found = [live.search([Query(query, _K)])[0].rows for query in queries]
     return recall_at_k(np.array(found), exact)
 
@@ -167,7 +159,7 @@ def _filtered(live: LiveIndex, corpus: Corpus, queries: Vectors) -> dict[str, di
     found = {}
     for share in tqdm(_SELECTIVITIES, desc="filtering", file=sys.stderr):
         rows = np.flatnonzero(corpus.columns["durations_s"] < share)
-        _, exact = faiss.knn(queries[:_FILTERED], corpus.vectors[rows], _K, metric=faiss.METRIC_INNER_PRODUCT)
+        exact = exact_rows(corpus.vectors[rows], queries[:_FILTERED], _K)
         allowed, own = _shorter_than(share), []
         took = []
         for query in queries[:_FILTERED]:
@@ -222,11 +214,11 @@ def _while_new_ones_come(live: LiveIndex, queries: Vectors) -> float:
     ratios, own = [], _searching(live)
     for turn in range(_ROUNDS):
         part = np.roll(queries, -turn * _SEARCHES, axis=0)
-        idle = np.percentile(_timed(own, part), 99)
+        idle = np.percentile(timed(own, part), 99)
         over = threading.Event()
         writer = threading.Thread(target=_keep_adding, args=(live, over, turn))
         writer.start()
-        busy = np.percentile(_timed(own, part), 99)
+        busy = np.percentile(timed(own, part), 99)
         over.set()
         writer.join()
         ratios.append(float(busy / idle))

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
-from keek_server.releases.release import INDEX_FILE, USER_INDEX_FILE, VIDEO_COLUMNS, Corpus, Release
+from keek_server.releases.queries import queries_of, user_vectors
+from keek_server.releases.release import INDEX_FILE, VIDEO_COLUMNS, Corpus, Release
 from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.fresh import VECTORS, Columns
 from keek_server.retrieval.index import FaissIndex, IndexReport, Vectors
@@ -65,17 +65,14 @@ def make(folder: Path, count: int, options: IndexOptions) -> Built:
 
 
 def of_release(folder: Path) -> Built:
-    """A release's own index; users that it holds ask.
+    """A release's own index; users that it holds ask, videos where it holds too few.
 
     Raises:
         SetupError: When the folder holds no release.
     """
     release = Release.open(folder)
-    users = faiss.read_index(str(folder / USER_INDEX_FILE))
-    if isinstance(users, faiss.IndexIVF):
-        users.make_direct_map()
-    queries = users.reconstruct_n(0, min(_QUERIES, users.ntotal))
-    return Built(folder, release.manifest.index, np.asarray(queries, np.float32))
+    queries = queries_of(release, user_vectors(folder), _QUERIES)
+    return Built(folder, release.manifest.index, queries.vectors)
 
 
 class _Topics:

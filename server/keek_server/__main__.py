@@ -19,6 +19,7 @@ from keek_server.console import log_to_stderr
 from keek_server.embedded.running import admin_token_file
 from keek_server.embedded.stack import EmbeddedStack
 from keek_server.errors import KeekError
+from keek_server.index_commands import INDEX
 from keek_server.settings import Settings
 
 logger = logging.getLogger("keek_server")
@@ -64,6 +65,7 @@ _COMMANDS = {
     ),
     "export": EXPORT,
     "rebuild-projection": REBUILD,
+    "index": INDEX,
 }
 
 

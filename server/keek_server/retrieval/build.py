@@ -26,6 +26,14 @@ class IndexOptions:
     """None: chosen."""
 
 
+def kind_of(count: int, dimension: int, options: IndexOptions) -> IndexKind:
+    """The kind that `build_index` builds over `count` vectors."""
+    memory_bytes = None if options.memory_mib is None else options.memory_mib * _MIB
+    return options.kind or choose(
+        count, dimension, exact_below=options.exact_below, memory_bytes=memory_bytes
+    )
+
+
 def build_index(vectors: Vectors, queries: Vectors, options: IndexOptions) -> tuple[FaissIndex, IndexReport]:
     """Builds the index over a corpus, and measures it.
 
@@ -36,10 +44,7 @@ def build_index(vectors: Vectors, queries: Vectors, options: IndexOptions) -> tu
     """
     started = time.perf_counter()
     count, dimension = vectors.shape
-    memory_bytes = None if options.memory_mib is None else options.memory_mib * _MIB
-    kind = options.kind or choose(
-        count, dimension, exact_below=options.exact_below, memory_bytes=memory_bytes
-    )
+    kind = kind_of(count, dimension, options)
     filled = fill(kind, vectors)
     report = IndexReport(
         kind=kind,

@@ -106,6 +106,10 @@ class FaissIndex:
         """An index that finds nothing."""
         return cls(faiss.IndexFlatIP(dimension), IndexReport("exact", 0, 0, 0, 1.0, 0, 0.0))
 
+    def at(self, report: IndexReport) -> "FaissIndex":
+        """The same rows, searched as another report says."""
+        return FaissIndex(self._index, report, self._vectors)
+
     def save(self, path: Path) -> None:
         """Writes the index file."""
         faiss.write_index(self._index, str(path))
