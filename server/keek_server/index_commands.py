@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Final, get_args
 
@@ -194,7 +193,12 @@ def _tune(folder: Path, arguments: argparse.Namespace, settings: Settings, scrat
         measured, exact_ms = compare_kinds(
             built, vectors, asking, rounds=arguments.rounds, progress=progress.show
         )
-    planned = kind_of(len(vectors), vectors.shape[1], replace(options, kind=settings.index_kind))
+    now = IndexOptions(
+        settings.index_exact_below,
+        settings.index_recall_target,
+        settings.index_memory_mib,
+        settings.index_kind,
+    )
     best = fastest(measured, options.recall_target, options.memory_mib)
     return tune_found(
         release,
@@ -206,7 +210,7 @@ def _tune(folder: Path, arguments: argparse.Namespace, settings: Settings, scrat
         queries=len(asking),
         recall_target=options.recall_target,
         memory_mib=options.memory_mib,
-        planned=planned,
+        planned=kind_of(len(vectors), vectors.shape[1], now),
     )
 
 

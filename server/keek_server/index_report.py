@@ -135,7 +135,7 @@ def tune_curves(found: Found) -> Curves:
 def _advice(found: Found) -> str:
     memory = found["memory_mib"]
     within = "" if memory is None else f" within {memory} MiB"
-    planned = f"as it is set now, it builds {found['planned']}"
+    planned = f"as it is set now, a publish builds {found['planned']}"
     if found["chosen"] is None:
         return f"none of these reaches a recall of {found['recall_target']:g}{within}; {planned}"
     settings = f"KEEK_INDEX_KIND={found['chosen']} KEEK_INDEX_RECALL_TARGET={found['recall_target']:g}"

@@ -1,6 +1,7 @@
 """What `keek-server index` prints and draws."""
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 from manifests import bare_manifest
 
 from keek_server.errors import SetupError
-from keek_server.index_commands import add_arguments
+from keek_server.index_commands import add_arguments, run
 from keek_server.index_report import bench_curves, print_bench, print_tune, tune_curves
 from keek_server.releases.queries import halves, queries_of, user_vectors
 from keek_server.releases.release import Audience, Corpus, Release
@@ -18,6 +19,7 @@ from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.ids import IdTable
 from keek_server.retrieval.index import IndexKind, Vectors
 from keek_server.retrieval.plots import Point, check_plot, draw_plot, text_plot
+from keek_server.settings import Settings
 from keek_server.towers.features import MAX_TAGS
 
 RNG = np.random.default_rng(1)
@@ -104,12 +106,15 @@ def test_a_tuning_marks_the_best_kind_and_says_which_settings_choose_it(
     (marked,) = (line for line in text.splitlines() if line.startswith("*  "))
     assert columns(marked)[1:8] == ["ivf_sq8", "7.25", "8.5", "1264", "75", "2", "0.9910"]
     assert "  KEEK_INDEX_KIND=ivf_sq8 KEEK_INDEX_RECALL_TARGET=0.99\n" in text
-    assert "(as it is set now, it builds ivf_fp16)" in text
+    assert "(as it is set now, a publish builds ivf_fp16)" in text
     print_tune(TUNE | {"memory_mib": 8})
     assert "KEEK_INDEX_RECALL_TARGET=0.99 KEEK_INDEX_MEMORY_MIB=8\n" in capsys.readouterr().out
     print_tune(TUNE | {"memory_mib": 8, "chosen": None})
     text = capsys.readouterr().out
-    assert "none of these reaches a recall of 0.99 within 8 MiB; as it is set now, it builds ivf_fp16" in text
+    assert (
+        "none of these reaches a recall of 0.99 within 8 MiB; as it is set now, a publish builds ivf_fp16"
+        in text
+    )
     assert "KEEK_INDEX_KIND" not in text
 
 
@@ -218,6 +223,50 @@ def test_where_there_are_next_to_no_users_videos_ask(tmp_path: Path) -> None:
     queries = queries_of(release, users, 30)
     assert (queries.vectors.shape, queries.source) == ((30, 64), "videos")
     assert {row.tobytes() for row in queries.vectors} <= {row.tobytes() for row in VIDEOS}
+
+
+async def test_a_release_without_users_is_measured_with_a_warning_and_not_tuned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings(data_dir=tmp_path)
+    folder = settings.release_dir / "r1"
+    folder.mkdir(parents=True)
+    release_with(folder, None)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    await run(parser.parse_args(["bench", "r1", "--rounds", "1", "--queries", "20"]), settings)
+    captured = capsys.readouterr()
+    assert "release r1 holds 0 users, too few to ask: some of its videos ask in their place" in captured.err
+    assert "recall@100 of 20 queries (videos); exact search takes" in captured.out
+    with pytest.raises(SetupError, match=r"holds 0 users, and 64 are needed"):
+        await run(parser.parse_args(["tune", "r1"]), settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words", "planned"),
+    [
+        ({}, [], "exact"),
+        ({"index_exact_below": 10}, ["--memory-mib", "1"], "ivf_fp16"),
+        ({"index_exact_below": 10, "index_kind": "hnsw"}, ["--recall", "0.5"], "hnsw"),
+    ],
+)
+async def test_a_tuning_says_what_the_settings_alone_would_build(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    settings: dict[str, Any],
+    words: list[str],
+    planned: str,
+) -> None:
+    own = Settings(data_dir=tmp_path, **settings)
+    folder = own.release_dir / "r1"
+    folder.mkdir(parents=True)
+    release_with(folder, RNG.normal(size=(80, 64)).astype(np.float32))
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    given = ["tune", "r1", "--rounds", "1", "--json", "--kinds", "exact", *words]
+    await run(parser.parse_args(given), own)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["planned"], found["chosen"]) == (planned, "exact")
 
 
 def test_some_users_tune_and_others_measure() -> None:
