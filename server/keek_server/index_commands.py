@@ -28,17 +28,17 @@ from keek_server.releases.queries import halves, queries_of, user_vectors
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.releases.release import Release
 from keek_server.retrieval.build import IndexOptions, kind_of
-from keek_server.retrieval.index import RECALL_AT, IndexKind
+from keek_server.retrieval.index import RECALL_AT
+from keek_server.retrieval.kinds import MainKind
 from keek_server.retrieval.measure import compare, depths, ladder
 from keek_server.retrieval.plots import Curves, check_plot, draw_plot, text_plot
 from keek_server.retrieval.rebuild import build_kinds, compare_kinds, fastest
 from keek_server.settings import Settings
 from keek_server.storage.database import open_database
 
-KINDS: Final[tuple[IndexKind, ...]] = tuple(kind for kind in get_args(IndexKind) if kind != "exact_fp16")
-"""Of an index of videos; the other is for CLIP."""
+KINDS: Final[tuple[MainKind, ...]] = get_args(MainKind)
 
-_SLOW: Final[IndexKind] = "hnsw"
+_SLOW: Final[MainKind] = "hnsw"
 _CUT_OFF: Final = 130
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from keek_server.retrieval.build import IndexOptions, build_index
-from keek_server.retrieval.index import FaissIndex, IndexKind, IndexReport, Vectors
+from keek_server.retrieval.index import FaissIndex, IndexReport, Vectors
+from keek_server.retrieval.kinds import MainKind
 from keek_server.retrieval.measure import Measured, compare, depths, exact_rows, ladder, one_thread, timed
 from keek_server.retrieval.rebuild import BuiltKind, MeasuredKind, build_kinds, compare_kinds, fastest
 from keek_server.retrieval.tuning import recall_at_k
@@ -109,7 +110,7 @@ def test_a_search_is_timed_in_milliseconds_once_a_query() -> None:
 
 
 def test_kinds_are_built_into_files_and_measured_with_other_queries(tmp_path: Path) -> None:
-    kinds: list[IndexKind] = ["exact", "ivf_fp16", "ivf_sq8"]
+    kinds: list[MainKind] = ["exact", "ivf_fp16", "ivf_sq8"]
     done: list[tuple[int, int]] = []
     built = build_kinds(
         kinds, VIDEOS, TUNING, IndexOptions(0, TARGET), tmp_path, lambda *step: done.append(step)
@@ -132,7 +133,7 @@ def test_kinds_are_built_into_files_and_measured_with_other_queries(tmp_path: Pa
 
 
 def measured_kind(
-    kind: IndexKind, *, mib: float, recall: float, p50_ms: float, error: float = 0.001
+    kind: MainKind, *, mib: float, recall: float, p50_ms: float, error: float = 0.001
 ) -> MeasuredKind:
     index, report = build_index(VIDEOS[:50], TUNING, IndexOptions(0, TARGET, kind="exact"))
     own = BuiltKind(IndexReport(kind, 50, 0, 0, 1.0, 1, 0.0), mib, ladder(index, report, 10))

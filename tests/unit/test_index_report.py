@@ -14,13 +14,14 @@ from keek_server.errors import SetupError
 from keek_server.index_commands import add_arguments, run
 from keek_server.index_report import bench_curves, print_bench, print_tune, tune_curves
 from keek_server.releases.queries import halves, queries_of, user_vectors
-from keek_server.releases.release import Audience, Corpus, Release
+from keek_server.releases.release import VIDEO_COLUMNS, Audience, Corpus, Release
 from keek_server.retrieval.build import IndexOptions, build_index
+from keek_server.retrieval.fresh import VECTORS
 from keek_server.retrieval.ids import IdTable
-from keek_server.retrieval.index import IndexKind, Vectors
+from keek_server.retrieval.index import Vectors
+from keek_server.retrieval.kinds import MainKind
 from keek_server.retrieval.plots import Point, check_plot, draw_plot, text_plot
 from keek_server.settings import Settings
-from keek_server.towers.features import MAX_TAGS
 
 RNG = np.random.default_rng(1)
 VIDEOS = RNG.normal(size=(400, 64)).astype(np.float32)
@@ -178,7 +179,7 @@ def test_what_makes_no_sense_is_a_usage_error(words: list[str], capsys: pytest.C
 
 
 def release_with(
-    folder: Path, users: Vectors | None, kind: IndexKind = "exact", tuned_to: int = 40
+    folder: Path, users: Vectors | None, kind: MainKind = "exact", tuned_to: int = 40
 ) -> Release:
     """Of 400 videos, its index tuned to the first `tuned_to` users."""
     manifest = bare_manifest("r1")
@@ -188,20 +189,15 @@ def release_with(
     if users is not None:
         user_index, user_report = build_index(users, VIDEOS[:50], IndexOptions(0, 0.9, kind=kind))
         Audience(IdTable.build([f"u{i}" for i in range(len(users))]), user_index).save(folder)
-    columns = {
-        "vectors": VIDEOS,
-        "owners": np.zeros(400, np.uint64),
-        "durations_s": np.zeros(400, np.float32),
-        "create_times_us": np.zeros(400, np.int64),
-        "tags": np.zeros((400, MAX_TAGS), np.int32),
-    }
+    columns = {name: np.zeros((400, *column.shape), column.dtype) for name, column in VIDEO_COLUMNS.items()}
+    columns[VECTORS] = VIDEOS
     Corpus.build([f"v{i}" for i in range(400)], columns, np.ones(400, np.int64)).save(folder)
     manifest.model_copy(update={"index": report, "user_index": user_report}).save(folder)
     return Release.open(folder)
 
 
 @pytest.mark.parametrize("kind", ["exact", "ivf_flat"])
-def test_users_ask_that_the_index_was_not_tuned_to(tmp_path: Path, kind: IndexKind) -> None:
+def test_users_ask_that_the_index_was_not_tuned_to(tmp_path: Path, kind: MainKind) -> None:
     users = RNG.normal(size=(100, 64)).astype(np.float32)
     release = release_with(tmp_path, users, kind)
     np.testing.assert_array_equal(user_vectors(tmp_path), users)
@@ -270,9 +266,9 @@ async def test_a_tuning_says_what_the_settings_alone_would_build(
 
 
 def test_some_users_tune_and_others_measure() -> None:
-    users = np.arange(1000 * 64, dtype=np.float32).reshape(1000, 64)
+    users = np.arange(3000 * 64, dtype=np.float32).reshape(3000, 64)
     tuning, asking = halves(users, 300)
-    assert (len(tuning), len(asking)) == (256, 300)
+    assert (len(tuning), len(asking)) == (1024, 300)
     assert not set(tuning[:, 0].tolist()) & set(asking[:, 0].tolist())
     tuning, asking = halves(users[:64], 300)
     assert (len(tuning), len(asking)) == (32, 32)

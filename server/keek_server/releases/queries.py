@@ -10,13 +10,11 @@ import numpy as np
 from keek_server.errors import SetupError
 from keek_server.releases.release import USER_INDEX_FILE, Release
 from keek_server.retrieval.index import Vectors
+from keek_server.retrieval.tuning import QUERIES
 from keek_server.towers.contract import DIMENSION
 
 LEAST_USERS: Final = 32
 """What fewer users find says little about an index."""
-
-_TUNED_WITH: Final = 256
-"""As many as publishing tunes with: of more, the time to search exactly grows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,4 +77,4 @@ def halves(users: Vectors, count: int) -> tuple[Vectors, Vectors]:
             " the other to measure with; import more interactions, and publish again"
         )
     # Every other one: the latest are in both halves.
-    return users[::2][:_TUNED_WITH], users[1::2][:count]
+    return users[::2][:QUERIES], users[1::2][:count]

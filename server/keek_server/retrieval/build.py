@@ -26,7 +26,7 @@ class IndexOptions:
     """None: chosen."""
 
 
-def kind_of(count: int, dimension: int, options: IndexOptions) -> IndexKind:
+def kind_of(count: int, dimension: int, options: IndexOptions) -> MainKind:
     """The kind that `build_index` builds over `count` vectors."""
     memory_bytes = None if options.memory_mib is None else options.memory_mib * _MIB
     return options.kind or choose(

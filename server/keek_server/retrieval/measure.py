@@ -12,11 +12,10 @@ from typing import Final, TypeVar
 
 import faiss
 import numpy as np
-import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from keek_server.retrieval.index import RECALL_AT, FaissIndex, Index, IndexReport, Rows, Vectors
-from keek_server.retrieval.tuning import recall_at_k
+from keek_server.retrieval.tuning import Recalls, recalls_at_k
 
 T = TypeVar("T")
 
@@ -94,7 +93,7 @@ class _Times:
         self.p99.append(float(np.percentile(single, 99)))
         self.together.append(float(TOGETHER * np.median(single) / np.median(batches)))
 
-    def measured(self, recalls: npt.NDArray[np.float64]) -> Measured:
+    def measured(self, recalls: Recalls) -> Measured:
         medians = (float(np.median(own)) for own in (self.p50, self.p99, self.together))
         return Measured(float(recalls.mean()), float(recalls.std() / np.sqrt(len(recalls))), *medians)
 
@@ -211,11 +210,9 @@ def one_thread() -> Iterator[None]:
         faiss.omp_set_num_threads(threads)
 
 
-def _recalls(index: Index, queries: Vectors, exact: Rows) -> npt.NDArray[np.float64]:
+def _recalls(index: Index, queries: Vectors, exact: Rows) -> Recalls:
     """Of each query. Few are searched together: of many, what is scored again would take much memory."""
     k = exact.shape[1]
     step = max(1, TOGETHER * RECALL_AT // k)
     found = [index.search(queries[start : start + step], k)[1] for start in range(0, len(queries), step)]
-    return np.array(
-        [recall_at_k(f[None], e[None]) for f, e in zip(np.concatenate(found), exact, strict=True)]
-    )
+    return recalls_at_k(np.concatenate(found), exact)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Final
 
 from keek_server.retrieval.build import IndexOptions, build_index
-from keek_server.retrieval.index import RECALL_AT, FaissIndex, IndexKind, IndexReport, Vectors
+from keek_server.retrieval.index import RECALL_AT, FaissIndex, IndexReport, Vectors
+from keek_server.retrieval.kinds import MainKind
 from keek_server.retrieval.measure import Measured, Rung, compare, ladder
 
 _MIB: Final = 1 << 20
@@ -57,7 +58,7 @@ class MeasuredKind:
 
 
 def build_kinds(
-    kinds: Sequence[IndexKind],
+    kinds: Sequence[MainKind],
     vectors: Vectors,
     queries: Vectors,
     options: IndexOptions,
