@@ -41,6 +41,7 @@ from keek_server.releases.registry import ReleaseRegistry
 from keek_server.releases.rollouts import Rollouts, RolloutWatch
 from keek_server.releases.shadow import Shadow
 from keek_server.releases.watchdog import Watchdog
+from keek_server.retrieval.cuda import open_gpu
 from keek_server.retrieval.searcher import search_executor
 from keek_server.rpc.admin import Authority
 from keek_server.rpc.feed import FeedServicer
@@ -98,6 +99,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         towers = await stack.enter_async_context(open_towers(settings))
         media = await stack.enter_async_context(open_media(settings))
         decoder = await stack.enter_async_context(open_decoder(settings))
+        gpu = stack.enter_context(open_gpu(settings))
         executors = Executors(*(stack.enter_context(search_executor()) for _ in range(2)))
 
         catalogue = Catalogue(database)
@@ -110,7 +112,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         registry = ReleaseRegistry(database)
         fleet = Fleet(database, stale_s=settings.server_stale_s)
         channel = PlanChannel(redis, keys, deadline_s=settings.redis_deadline_s)
-        opener = ReleaseOpener(feed, towers, executors, settings)
+        opener = ReleaseOpener(feed, towers, executors, settings, gpu)
         live = LiveRelease(registry, opener, poll_s=settings.release_poll_s)
         follower = CatalogueFollower(feed, catalogue, live, poll_s=settings.catalogue_poll_s)
         embedder = Embedder(database, live, media, decoder, follower.notify, settings)

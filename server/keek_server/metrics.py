@@ -38,6 +38,17 @@ shadow_left_out = Counter(
     "keek_shadow_left_out_total", "Feeds that were not shadowed: too many were under way."
 )
 
+index_searches = Counter(
+    "keek_index_searches_total",
+    "Batches of searches of a release's videos on a server with a GPU, by where they ran: gpu or cpu.",
+    ("place",),
+)
+gpu_bytes = Gauge("keek_index_gpu_bytes", "What copies of indexes take on the GPU, about.")
+gpu_failures = Counter(
+    "keek_index_gpu_failures_total",
+    "What failed on the GPU, and went on without it: copy, search.",
+    ("stage",),
+)
 
 video_stage_seconds = Histogram(
     "keek_video_stage_seconds",

@@ -11,7 +11,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from keek_server.interactions.kinds import InteractionKind, TrendingScope
-from keek_server.retrieval.kinds import MainKind
+from keek_server.retrieval.kinds import GpuKind, MainKind
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(gt=0.0)]
@@ -189,6 +189,15 @@ class Settings(BaseSettings):
     keeps codes of its vectors, and scores the best candidates again by the whole ones."""
     index_kind: MainKind | None = None
     """The kind of index; by default the fastest one that fits."""
+    index_gpu: Annotated[int | None, Field(ge=0)] = None
+    """The GPU that searches the indexes of videos, as CUDA counts, from 0; none when unset. Needs the extra
+    `keek[gpu]`."""
+    index_gpu_memory_mib: Annotated[int | None, Field(ge=1)] = None
+    """What copies of indexes may take of its memory, together; as much as there is by default. A release
+    whose copy does not fit beside that of the one before gets it after the swap."""
+    index_gpu_kind: GpuKind = "copy"
+    """What it holds: the release's own index, or a graph that cuVS builds of its vectors (`cagra`, with the
+    extra `keek[gpu-cuvs]`)."""
     fresh_limit: Annotated[int, Field(ge=1)] = 100_000
     """Videos newer than the index that are searched beside it; of more, the newest. Each takes about
     1.5 KiB. As many users are kept with vectors newer than the release."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_gpu import FakeDevice
 from gate_towers import user_tower, video_tower, written
 from pydantic import SecretStr
 
@@ -17,6 +18,7 @@ from keek_server.app import App, open_app
 from keek_server.embedded import EmbeddedStack
 from keek_server.releases.plan import Trial, TrialKind
 from keek_server.releases.registry import ReleaseRegistry
+from keek_server.retrieval.gpu import GpuIndex
 from keek_server.settings import Settings
 from keek_server.storage.database import Database, open_database
 from keek_server.towers.client import open_towers
@@ -160,6 +162,44 @@ async def test_swaps_and_rollbacks_under_load_reach_all_servers_without_one_mixe
     stop.set()
     assert all(await asyncio.gather(*load))
     assert seen == {fleet.first, fleet.second}
+
+
+@pytest.mark.parametrize(("memory_mib", "copied_both"), [(1, False), (2, True)])
+async def test_a_gpu_holds_what_serves_whether_or_not_it_has_room_for_two(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, memory_mib: int, copied_both: bool
+) -> None:
+    # No copy may be made that has no room; the device is a fake one.
+    device = FakeDevice(capacity=memory_mib << 20, row_bytes=(1 << 20) // 200)
+    monkeypatch.setattr("keek_server.retrieval.cuda.CudaDevice", lambda *_: device)
+    own = fleet.settings.model_copy(update={"index_gpu": 0, "index_gpu_memory_mib": memory_mib})
+    expected = await scores(fleet, 0, fleet.users[0])
+    async with served(own, "three") as (app, client):
+
+        def copied() -> dict[str, bool]:
+            indexes = {each.release.id: each.release.index for each in app.live.served.held}
+            return {name: isinstance(index, GpuIndex) and index.is_copied for name, index in indexes.items()}
+
+        async def searched(release_id: str) -> None:
+            async with asyncio.timeout(10):
+                while copied() != {name: name == release_id or copied_both for name in copied()}:
+                    await asyncio.sleep(0.05)
+            before = device.searches
+            feed = await client.list_feed(fleet.users[0], page_size=20)
+            assert (feed.release_id, list(feed.degradations)) == (release_id, [])
+            chosen = [item for item in feed.items if item.source == keek.FeedSource.FEED_SOURCE_PERSONALISED]
+            found = {item.video_id: item.score for item in chosen if item.video_id in expected[1]}
+            assert found == pytest.approx({each: expected[1][each] for each in found}, rel=1e-3, abs=1e-2)
+            assert found
+            assert device.searches > before
+
+        await searched(fleet.first)
+        for release_id in (fleet.second, fleet.first, fleet.second):
+            assert (await client.activate_release(release_id)).converged
+            assert len(copied()) == 2
+            await searched(release_id)
+        assert device.most_used <= memory_mib << 20
+        assert device.copies == (2 if copied_both else 4)
+    assert device.used == 0
 
 
 async def test_a_canary_takes_the_same_users_on_every_server(fleet: Fleet) -> None:

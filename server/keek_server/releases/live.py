@@ -36,10 +36,14 @@ class Served:
 
     @property
     def held(self) -> list[ServingRelease]:
-        """All that are open."""
-        trial = self.trial[1] if self.trial else None
-        found = [each for each in (self.active, trial, self.previous) if each is not None]
+        """All that are open, what serves most first."""
+        found = [*self.serving, *([self.previous] if self.previous else [])]
         return list({each.release.id: each for each in found}.values())
+
+    @property
+    def serving(self) -> list[ServingRelease]:
+        """Those that answer requests."""
+        return [each for each in (self.active, self.trial[1] if self.trial else None) if each is not None]
 
 
 class LiveRelease:
@@ -211,15 +215,14 @@ class LiveRelease:
         self._preparing = serving.fresh
         try:
             await serving.fresh.catch_up()
+            await self._opener.bring(serving, self.served.serving, self.served.held)
         finally:
             self._preparing = None
         return serving
 
     async def _keep_loaded(self) -> None:
-        served = self.served
-        for serving in (served.active, served.trial[1] if served.trial else None):
-            if serving is not None:
-                await self._opener.ensure_loaded(serving.release)
+        for serving in self.served.serving:
+            await self._opener.ensure_loaded(serving.release)
 
     async def _open_previous(self) -> None:
         """Opens what was active before this server started: a rollback must not wait for it."""
@@ -239,6 +242,7 @@ class LiveRelease:
 
     def _swap(self, served: Served) -> None:
         self.served = served
+        self._opener.arrange(served.held)
         self.changed.set()
         self._first.set()
 

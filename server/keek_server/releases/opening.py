@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from keek_server.errors import KeekError, SetupError
 from keek_server.releases.fresh import FreshVideos
 from keek_server.releases.release import VIDEO_COLUMNS, Audience, Release
 from keek_server.retrieval.fresh import VECTORS
+from keek_server.retrieval.gpu import Gpu, GpuIndex
 from keek_server.retrieval.live import LiveIndex
 from keek_server.retrieval.searcher import SIDE_BATCH, Searcher
 from keek_server.settings import Settings
@@ -58,12 +60,18 @@ class ReleaseOpener:
     """Opens releases of this server's release folder."""
 
     def __init__(
-        self, feed: ChangeFeed, towers: TowerClient, executors: Executors, settings: Settings
+        self,
+        feed: ChangeFeed,
+        towers: TowerClient,
+        executors: Executors,
+        settings: Settings,
+        gpu: Gpu | None = None,
     ) -> None:
         self._feed = feed
         self._towers = towers
         self._executors = executors
         self._settings = settings
+        self._gpu = gpu
 
     async def open(self, release_id: str) -> ServingRelease:
         """A release whose models Triton has and that has answered once; its fresh part is still empty.
@@ -73,12 +81,31 @@ class ReleaseOpener:
             UnavailableError, FailedPreconditionError: When Triton does not have a model, and cannot be
                 made to load it.
         """
-        release = await asyncio.to_thread(Release.open, self._settings.release_dir / release_id)
+        release = await asyncio.to_thread(Release.open, self._settings.release_dir / release_id, self._gpu)
         await self.ensure_loaded(release)
         for tower, entry in release.manifest.models.items():
             await self._towers.check(tower, entry.version)
         await self._warm_up(release)
         return self._prepare(release, await self._open_clip(release))
+
+    async def bring(
+        self, release: ServingRelease, serving: Sequence[ServingRelease], held: Sequence[ServingRelease]
+    ) -> None:
+        """Has the GPU hold a release that is about to serve, if there is one and it fits; see `Gpu.bring`.
+
+        Args:
+            release: Serves soon.
+            serving: Serve now.
+            held: All that are open.
+        """
+        if self._gpu is not None:
+            for index in _on_gpu([release]):
+                await self._gpu.bring(index, _on_gpu(serving), _on_gpu(held))
+
+    def arrange(self, held: Sequence[ServingRelease]) -> None:
+        """Has the GPU hold as many as fit, the first first, if there is one. Returns at once."""
+        if self._gpu is not None:
+            self._gpu.arrange(_on_gpu(held))
 
     async def ensure_loaded(self, release: Release) -> None:
         """Has Triton load what it lacks of a release: the registry says what serves, whatever it remembers.
@@ -156,6 +183,10 @@ class ReleaseOpener:
                 f"{tower.model} version {version} gave {vectors.shape}, expected (1, {DIMENSION})"
             )
         return vectors
+
+
+def _on_gpu(releases: Iterable[ServingRelease]) -> list[GpuIndex]:
+    return [each.release.index for each in releases if isinstance(each.release.index, GpuIndex)]
 
 
 def _one_user(release: Release) -> Tensors:

@@ -11,8 +11,9 @@ import numpy.typing as npt
 from keek_server.errors import SetupError
 from keek_server.releases.manifest import Manifest
 from keek_server.retrieval.fresh import VECTORS, Column, Columns
+from keek_server.retrieval.gpu import Gpu
 from keek_server.retrieval.ids import IdTable, Rows
-from keek_server.retrieval.index import FaissIndex, IndexReport, Mask, Vectors
+from keek_server.retrieval.index import FaissIndex, Index, IndexReport, Mask, Vectors
 from keek_server.towers.contract import DIMENSION
 from keek_server.towers.features import MAX_TAGS
 
@@ -133,7 +134,7 @@ class Release:
 
     manifest: Manifest
     corpus: Corpus
-    index: FaissIndex
+    index: Index
     """By the vectors of the video tower."""
     clip_index: FaissIndex | None
     """By the clip vectors of those videos that have one."""
@@ -149,28 +150,33 @@ class Release:
         return clip_is_read(clip_model, self.manifest.clip.clip_model if self.manifest.clip else "")
 
     @classmethod
-    def open(cls, folder: Path) -> "Release":
+    def open(cls, folder: Path, gpu: Gpu | None = None) -> "Release":
         """Maps the release in `folder`; milliseconds, whatever its size.
+
+        Args:
+            folder: Of the release.
+            gpu: What may hold a copy of its index; it has none yet.
 
         Raises:
             SetupError: When the folder holds no complete release.
         """
         manifest = Manifest.load(folder)
         try:
-            return cls._open(folder, manifest)
+            return cls._open(folder, manifest, gpu)
         except FileNotFoundError as error:
             raise SetupError(
                 f"release {manifest.release_id} lacks {Path(error.filename or '').name}: publish again"
             ) from error
 
     @classmethod
-    def _open(cls, folder: Path, manifest: Manifest) -> "Release":
+    def _open(cls, folder: Path, manifest: Manifest, gpu: Gpu | None) -> "Release":
         clip, users = manifest.clip_index, manifest.user_index
         corpus = Corpus.open(folder, manifest.files_sha256)
+        index = FaissIndex.open(folder / INDEX_FILE, manifest.index, corpus.vectors)
         return cls(
             manifest,
             corpus,
-            FaissIndex.open(folder / INDEX_FILE, manifest.index, corpus.vectors),
+            index if gpu is None else gpu.index(index),
             FaissIndex.open(folder / CLIP_INDEX_FILE, clip) if clip else None,
             Audience.open(folder, users) if users else None,
         )

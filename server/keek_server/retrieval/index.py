@@ -1,7 +1,8 @@
 """The main index: immutable, built once for a release, searched by maximum inner product."""
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -92,8 +93,17 @@ class FaissIndex:
                 again. With them, few rows that may be found are scored without the index.
         """
         self._index = index
-        self._report = report
-        self._vectors = vectors
+        self.report = report
+        self.vectors = vectors
+
+    def __len__(self) -> int:
+        """Rows that it holds."""
+        return int(self._index.ntotal)
+
+    @property
+    def dimension(self) -> int:
+        """Of its vectors."""
+        return int(self._index.d)
 
     @classmethod
     def open(cls, path: Path, report: IndexReport, vectors: Vectors | None = None) -> "FaissIndex":
@@ -114,19 +124,28 @@ class FaissIndex:
         """Writes the index file."""
         faiss.write_index(self._index, str(path))
 
+    def copied(self, copy: Callable[[Any], Any], **changes: Any) -> "FaissIndex":
+        """The same rows in another index.
+
+        Args:
+            copy: Makes FAISS's index of that of this one.
+            changes: What is different in its report.
+        """
+        return FaissIndex(copy(self._index), replace(self.report, **changes), self.vectors)
+
     def search(self, queries: Vectors, k: int, allowed: Mask | None = None) -> tuple[Scores, Rows]:
         """See `Index.search`."""
-        count = self._index.ntotal if allowed is None else int(np.count_nonzero(allowed))
+        count = len(self) if allowed is None else int(np.count_nonzero(allowed))
         k = min(k, count)
         if k <= 0:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         depth = float(k)
         if allowed is not None:
-            if self._vectors is not None and count <= _SCORED_ALONE:
-                return _score(queries, self._vectors, np.flatnonzero(allowed), k)
+            if self.vectors is not None and count <= _SCORED_ALONE:
+                return _score(queries, self.vectors, np.flatnonzero(allowed), k)
             # Where a share of the rows may be found, the k best of them are among so many.
             depth = k * len(allowed) / count
-        scores, found = self._search(queries, k, self._report.effort(depth), allowed)
+        scores, found = self._search(queries, k, self.report.effort(depth), allowed)
         short = found[:, -1] < 0
         if short.any():
             # A query that is not finite finds nothing, however much is searched.
@@ -134,23 +153,48 @@ class FaissIndex:
                 scores[place], found[place] = self._search_all(queries[place : place + 1], k, allowed)
         return scores, found
 
+    def find(self, queries: Vectors, k: int) -> tuple[Scores, Rows]:
+        """Searches all rows once, with the effort for this depth: where a query finds less than k, its last
+        rows are -1, whatever there is.
+
+        Args:
+            queries: float32 [n, dimension].
+            k: At least 1, at most as many as there are rows.
+        """
+        return self._search(queries, k, self.report.effort(k))
+
+    def width(self, k: int) -> int:
+        """How many rows FAISS is asked for when k are wanted."""
+        return min(max(k, RECALL_AT) * self.report.rerank, len(self)) if self._reranks else k
+
+    @property
+    def _reranks(self) -> bool:
+        return self.report.rerank > 0 and self.vectors is not None
+
     def _search_all(self, query: Vectors, k: int, allowed: Mask | None) -> tuple[Scores, Rows]:
         """For a query to which the chosen lists, or the links, did not offer enough."""
-        if self._report.nlist or self._vectors is None:
-            return self._search(query, k, self._report.nlist, allowed)
-        rows = np.arange(len(self._vectors)) if allowed is None else np.flatnonzero(allowed)
-        return _score(query, self._vectors, rows, k)
+        if self.report.nlist or self.vectors is None:
+            return self._search(query, k, self.report.nlist, allowed)
+        rows = np.arange(len(self.vectors)) if allowed is None else np.flatnonzero(allowed)
+        return _score(query, self.vectors, rows, k)
 
     def _search(
         self, queries: Vectors, k: int, effort: int, allowed: Mask | None = None
     ) -> tuple[Scores, Rows]:
-        parameters = search_parameters(self._report, effort, allowed)
-        if not self._report.rerank or self._vectors is None:
-            scores, rows = self._index.search(queries, k, params=parameters)
-            return scores, rows
-        width = min(max(k, RECALL_AT) * self._report.rerank, self._index.ntotal)
-        _, rows = self._index.search(queries, width, params=parameters)
-        scores = np.einsum("nd,nkd->nk", queries, self._vectors[np.maximum(rows, 0)])
+        parameters = search_parameters(self.report, effort, allowed)
+        scores, rows = self._index.search(queries, self.width(k), params=parameters)
+        return self.rescored(queries, rows, k) if self._reranks else (scores, rows)
+
+    def rescored(self, queries: Vectors, rows: Rows, k: int) -> tuple[Scores, Rows]:
+        """The best k of candidates by their whole vectors, which must be there.
+
+        Args:
+            queries: float32 [n, dimension].
+            rows: int64 [n, m], m >= k; -1 for none.
+            k: At least 1.
+        """
+        assert self.vectors is not None
+        scores = np.einsum("nd,nkd->nk", queries, self.vectors[np.maximum(rows, 0)])
         scores[rows < 0] = -np.inf
         return best(scores, rows, k)
 

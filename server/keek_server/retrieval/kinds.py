@@ -7,3 +7,6 @@ MainKind = Literal["exact", "ivf_flat", "ivf_fp16", "ivf_sq8", "ivf_pq", "hnsw"]
 
 IndexKind = MainKind | Literal["exact_fp16"]
 """These, and what the clip vectors of a small corpus are kept in."""
+
+GpuKind = Literal["copy", "cagra"]
+"""What a GPU holds: the release's own index, or a graph that is built of its vectors."""

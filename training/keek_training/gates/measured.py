@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from keek_server.releases.release import Corpus, Release
-from keek_server.retrieval.index import FaissIndex, IndexReport
+from keek_server.retrieval.index import Index, IndexReport
 from keek_server.towers.contract import VIDEO_TOWER, TowerContract
 from keek_training.publishing.source import TowerSource
 
@@ -18,7 +18,7 @@ class Measured:
     """Version in Triton."""
     history_length: int
     corpus: Corpus
-    index: FaissIndex
+    index: Index
     """By the vectors of the video tower."""
     index_report: IndexReport
     source: TowerSource | None = None
