@@ -107,7 +107,7 @@ lock: .venv/.ready ## new locks within the ranges of pyproject.toml
 		pyproject.toml --output-file requirements/dev.lock
 	@$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 		--extra clip --constraint requirements/dev.lock pyproject.toml --output-file requirements/clip.lock
-	@for extra in server training; do $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header \
+	@for extra in server gpu training; do $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header \
 		--no-annotate --no-emit-index-url --extra $$extra --constraint requirements/dev.lock pyproject.toml \
 		--output-file requirements/$$extra.lock; done
 	@for name in triton uv build; do $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header \

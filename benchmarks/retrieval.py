@@ -23,16 +23,20 @@ from tqdm import tqdm
 from benchmarks.private_memory import Peak, mb_per_extra_worker
 from benchmarks.retrieval_corpus import Built, make, of_release
 from benchmarks.servers import report
+from keek_server.errors import SetupError
 from keek_server.releases.release import VIDEO_COLUMNS, Corpus
 from keek_server.retrieval.build import IndexOptions
+from keek_server.retrieval.cuda import open_gpu
 from keek_server.retrieval.fresh import VECTORS, Allowed
-from keek_server.retrieval.index import Vectors
+from keek_server.retrieval.gpu import Gpu, GpuIndex
+from keek_server.retrieval.index import FaissIndex, Vectors
 from keek_server.retrieval.kinds import MainKind
 from keek_server.retrieval.live import LiveIndex
 from keek_server.retrieval.measure import exact_rows, timed
 from keek_server.retrieval.query import Query
 from keek_server.retrieval.searcher import Searcher, search_executor
 from keek_server.retrieval.tuning import recall_at_k
+from keek_server.settings import Settings
 
 _K: Final = 100
 _ROUNDS: Final = 5
@@ -58,33 +62,44 @@ def main() -> None:
     parser.add_argument("--engine", choices=get_args(MainKind))
     parser.add_argument("--memory-mib", type=int, help="what the index may take (default: any)")
     parser.add_argument("--recall", type=float, default=0.99, help="target (default: 0.99)")
+    parser.add_argument("--gpu", type=int, help="GPU that searches, by KEEK_INDEX_GPU_KIND (default: none)")
     arguments = parser.parse_args()
+    try:
+        with open_gpu(Settings(index_gpu=arguments.gpu)) as gpu:
+            _run(arguments, gpu)
+    except SetupError as error:
+        parser.error(str(error))
+
+
+def _run(arguments: argparse.Namespace, gpu: Gpu | None) -> None:
     options = IndexOptions(20_000, arguments.recall, arguments.memory_mib, arguments.engine)
+    name = "retrieval" if gpu is None else "retrieval-gpu"
     if arguments.release:
-        report("retrieval-release", _measure(of_release(arguments.release)))
+        report(f"{name}-release", _measure(of_release(arguments.release), gpu))
         return
     first = None
     for videos in arguments.videos:
         peak = Peak()
         with tempfile.TemporaryDirectory(prefix="keek-retrieval-") as directory, peak.watched():
-            result = _measure(make(Path(directory), videos, options))
+            result = _measure(make(Path(directory), videos, options), gpu)
         result["peak_private_mb"] = round(peak.mb)
         first = first or result
         if first is not result:
             result["p99_vs_first"] = round(result["p99_ms"] / first["p99_ms"], 2)
-        report(f"retrieval-{videos}", result)
+        report(f"{name}-{videos}", result)
 
 
-def _measure(built: Built) -> dict[str, Any]:
+def _measure(built: Built, gpu: Gpu | None) -> dict[str, Any]:
     faiss.omp_set_num_threads(1)
     corpus = built.corpus()
-    live = _live(built, corpus)
+    live = _live(built, corpus, gpu)
     times = _times(live, corpus.vectors, built.queries)
     exact, prototype = (statistics.median(times[name]) for name in ("exact", "prototype"))
     p50 = statistics.median(times["own"])
     return {
         "videos": len(corpus.ids),
         "engine": built.report.kind,
+        "gpu": gpu is not None,
         "recall_at_100": round(_recall(live, corpus.vectors, built.queries), 4),
         "p50_ms": round(p50, 4),
         "p99_ms": round(statistics.median(times["own_p99"]), 4),
@@ -96,7 +111,7 @@ def _measure(built: Built) -> dict[str, Any]:
         "open_ms": round(_open_ms(built), 2),
         "build_s": round(built.report.build_s, 1),
         "mb_per_extra_worker": round(mb_per_extra_worker(built), 1),
-        "ingest_p99_vs_idle": round(_while_new_ones_come(_live(built, corpus), built.queries), 2),
+        "ingest_p99_vs_idle": round(_while_new_ones_come(_live(built, corpus, gpu), built.queries), 2),
         "filtered_recall": _filtered(live, corpus, built.queries),
         "nprobe": built.report.nprobe,
         "efforts": built.report.efforts,
@@ -104,14 +119,23 @@ def _measure(built: Built) -> dict[str, Any]:
     }
 
 
-def _live(built: Built, corpus: Corpus) -> LiveIndex:
+def _live(built: Built, corpus: Corpus, gpu: Gpu | None) -> LiveIndex:
+    index = built.index(corpus)
     return LiveIndex(
-        {VECTORS: built.index(corpus)},
+        {VECTORS: index if gpu is None else _copied(index, gpu)},
         corpus.ids,
         corpus.columns,
         fresh_columns=VIDEO_COLUMNS,
         fresh_limit=_FRESH_LIMIT,
     )
+
+
+def _copied(index: FaissIndex, gpu: Gpu) -> GpuIndex:
+    copied = gpu.index(index)
+    asyncio.run(gpu.bring(copied, [], []))
+    if not copied.is_copied:
+        raise SetupError("the GPU did not take the index: see the log above")
+    return copied
 
 
 def _times(live: LiveIndex, vectors: Vectors, queries: Vectors) -> dict[str, list[float]]:

@@ -94,12 +94,12 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             cannot be bound.
     """
     async with AsyncExitStack() as stack:
+        gpu = stack.enter_context(open_gpu(settings))
         database = await stack.enter_async_context(open_database(settings))
         redis = await stack.enter_async_context(open_redis(settings))
         towers = await stack.enter_async_context(open_towers(settings))
         media = await stack.enter_async_context(open_media(settings))
         decoder = await stack.enter_async_context(open_decoder(settings))
-        gpu = stack.enter_context(open_gpu(settings))
         executors = Executors(*(stack.enter_context(search_executor()) for _ in range(2)))
 
         catalogue = Catalogue(database)

@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     # -- videos -----------------------------------------------------------------------------------
     media_url: str = ""
     """Where uploaded files are kept: a folder, or a URL that fsspec knows (`s3://bucket/prefix`, with
-    the extra `keek[s3]`). `media` in `data_dir` when empty. All servers must reach it."""
+    the extra `keek[server,s3]`). `media` in `data_dir` when empty. All servers must reach it."""
     scratch_dir: Path | None = None
     """Local folder for uploads that are worked on; `tmp` in `data_dir` when unset."""
     media_options: dict[str, Any] = {}

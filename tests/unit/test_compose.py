@@ -202,6 +202,31 @@ def test_the_images_install_what_was_tested(name: str) -> None:
     assert "://" not in (ROOT / "requirements" / f"{name}.lock").read_text("utf-8")
 
 
+def test_a_server_with_a_gpu_installs_the_same_but_for_faiss() -> None:
+    installed, with_gpu = locked("server"), locked("gpu")
+    assert with_gpu.pop("faiss-gpu") == installed.pop("faiss-cpu")
+    added = with_gpu.keys() - installed.keys()
+    assert {package.split("-")[0] for package in added} == {"nvidia"}
+    assert {package: with_gpu.get(package) for package in installed} == installed
+    assert "://" not in (ROOT / "requirements" / "gpu.lock").read_text("utf-8")
+
+
+def test_no_extra_brings_two_packages_of_faiss_which_overwrite_each_other() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
+
+    def brought(extra: str) -> set[str]:
+        found = set()
+        for requirement in extras[extra]:
+            inner = re.match(r"keek\[([\w,-]+)\]", requirement)
+            found |= set().union(*map(brought, inner[1].split(","))) if inner else {requirement}
+        return {requirement for requirement in found if requirement.startswith("faiss")}
+
+    without = {"base", "parquet", "s3", "dev"}
+    counts = {extra: len(brought(extra)) for extra in extras if extra not in without}
+    assert counts == dict.fromkeys(("server", "gpu", "gpu-cuvs", "training", "clip"), 1)
+    assert not any(map(brought, without))
+
+
 @pytest.mark.parametrize(
     ("name", "folder"), [("server", "server/keek_server"), ("training", "training/keek_training")]
 )

@@ -12,9 +12,10 @@ from fake_gpu import FakeDevice
 
 from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.cuda import CudaDevice
+from keek_server.retrieval.device import Device
 from keek_server.retrieval.engines import bytes_per_vector, choose, fill
 from keek_server.retrieval.fresh import VECTORS
-from keek_server.retrieval.gpu import Device, Gpu
+from keek_server.retrieval.gpu import Gpu
 from keek_server.retrieval.ids import IdTable
 from keek_server.retrieval.index import FaissIndex, Index, IndexReport, Mask, Rows, Vectors
 from keek_server.retrieval.kinds import GpuKind, MainKind

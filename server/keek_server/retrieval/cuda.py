@@ -10,8 +10,9 @@ import faiss
 import numpy as np
 
 from keek_server.errors import SetupError
+from keek_server.retrieval.device import Copy
 from keek_server.retrieval.engines import bytes_per_vector
-from keek_server.retrieval.gpu import Copy, Gpu
+from keek_server.retrieval.gpu import Gpu
 from keek_server.retrieval.index import RECALL_AT, FaissIndex, Rows, Scores, Vectors
 from keek_server.retrieval.kinds import GpuKind, IndexKind
 from keek_server.retrieval.tuning import recall_at_k

@@ -6,11 +6,12 @@ import logging
 import math
 from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 
 from keek_server import metrics
+from keek_server.retrieval.device import BROKEN, Copy, Device, agreed, lacks_memory
 from keek_server.retrieval.index import FaissIndex, Mask, Rows, Scores, Vectors
 from keek_server.retrieval.searcher import search_executor
 
@@ -21,40 +22,7 @@ _SEARCH_S: Final = 5.0
 _FREE_S: Final = 30.0
 _BRING_S: Final = 60.0
 """The longest that a release waits for its copy before it serves without."""
-_PROBES: Final = 32
-_PROBED: Final = 10
 _LEAST_AGREED: Final = 0.9
-_BROKEN: Final = (RuntimeError, MemoryError)
-"""What FAISS raises, whatever goes wrong on a device."""
-_LACKING: Final = ("out of memory", "bad_alloc")
-
-
-class Copy(Protocol):
-    """An index as it lies on a device: for one thread at a time. It goes with the last reference to it."""
-
-    def takes(self, k: int) -> bool:
-        """Whether it can find so many rows."""
-        ...
-
-    def find(self, queries: Vectors, k: int) -> tuple[Scores, Rows]:
-        """See `FaissIndex.find`; for a k that it takes."""
-        ...
-
-
-class Device(Protocol):
-    """Where copies lie."""
-
-    def bytes_of(self, index: FaissIndex) -> int:
-        """What a copy takes, about."""
-        ...
-
-    def copy(self, index: FaissIndex) -> Copy:
-        """Copies it, beside searches in another thread.
-
-        Raises:
-            RuntimeError, MemoryError: When it fails; nothing stays of it.
-        """
-        ...
 
 
 class GpuIndex:
@@ -136,10 +104,11 @@ class Gpu:
         try:
             return future.result(_SEARCH_S)
         except TimeoutError:
-            self._give_up(f"did not answer within {_SEARCH_S:g} s")
-        except _BROKEN as error:
             metrics.gpu_failures.labels("search").inc()
-            if not _lacks_memory(error):
+            self._give_up(f"did not answer within {_SEARCH_S:g} s")
+        except BROKEN as error:
+            metrics.gpu_failures.labels("search").inc()
+            if not lacks_memory(error):
                 self._give_up(f"failed: {error}")
         return None
 
@@ -182,13 +151,17 @@ class Gpu:
         for other in [other for other in self._held if other not in known]:
             self._free(other)
         kept = sum(self._held.get(other, 0) for other in serving)
-        if kept + self._device.bytes_of(index.own) > self._memory_bytes:
+        needed = self._device.bytes_of(index.own)
+        if kept + needed > self._memory_bytes:
+            logger.info("an index of about %d MiB has no room on the GPU beside what serves", needed >> 20)
             return
         room = [other for other in others if other in self._held and other not in serving]
         while index not in self._held and not self._load(index) and room:
             self._free(room.pop())
 
     def _arrange(self, order: Sequence[GpuIndex]) -> None:
+        if order is not self._wanted:
+            return
         fitting = self._fitting(order)
         for other in [other for other in self._held if other not in fitting]:
             self._free(other)
@@ -207,6 +180,8 @@ class Gpu:
             if taken + needed <= self._memory_bytes:
                 fitting.append(index)
                 taken += needed
+            else:
+                logger.info("an index of about %d MiB is searched without the GPU, for room", needed >> 20)
         return fitting
 
     def _load(self, index: GpuIndex) -> bool:
@@ -218,14 +193,14 @@ class Gpu:
             return False
         try:
             copy = self._device.copy(index.own)
-            agreed = _agreed(copy, index.own)
-        except _BROKEN as error:
+            share = agreed(copy, index.own)
+        except BROKEN as error:
             metrics.gpu_failures.labels("copy").inc()
             logger.warning("an index of about %d MiB was not copied to the GPU: %s", needed >> 20, error)
-            return not _lacks_memory(error)
-        if agreed < _LEAST_AGREED:
+            return not lacks_memory(error)
+        if share < _LEAST_AGREED:
             metrics.gpu_failures.labels("copy").inc()
-            logger.error("a copy on the GPU finds only %.3f of what its index does: not used", agreed)
+            logger.error("a copy on the GPU finds only %.3f of what its index does: not used", share)
             return True
         index.hold(copy)
         self._held[index] = needed
@@ -255,19 +230,3 @@ class Gpu:
 def _told(job: Future[None]) -> None:
     if not job.cancelled() and (error := job.exception()) is not None:
         logger.error("the GPU's memory was not arranged", exc_info=error)
-
-
-def _lacks_memory(error: BaseException) -> bool:
-    """Whether the next search may go well: a smaller one, say."""
-    return isinstance(error, MemoryError) or any(said in str(error) for said in _LACKING)
-
-
-def _agreed(copy: Copy, own: FaissIndex) -> float:
-    """Share of an index's best rows that a copy finds, for some of its own vectors; 1 where it has none."""
-    if own.vectors is None or not len(own):
-        return 1.0
-    places = np.linspace(0, len(own) - 1, _PROBES).astype(np.int64)
-    queries, k = np.ascontiguousarray(own.vectors[places], np.float32), min(_PROBED, len(own))
-    found, expected = copy.find(queries, k)[1], own.search(queries, k)[1]
-    shares = [len(np.intersect1d(a, b)) / k for a, b in zip(found, expected, strict=True)]
-    return float(np.mean(shares))
