@@ -8,7 +8,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import get_args
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import faiss
 import numpy as np
@@ -16,12 +17,14 @@ import pytest
 from fake_gpu import FakeDevice
 
 from keek_server.errors import SetupError
+from keek_server.retrieval import cuda
 from keek_server.retrieval import gpu as gpu_module
 from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.cuda import CudaDevice, open_gpu
 from keek_server.retrieval.gpu import Gpu, GpuIndex
-from keek_server.retrieval.index import FaissIndex, Vectors
+from keek_server.retrieval.index import FaissIndex, Rows, Vectors
 from keek_server.retrieval.kinds import GpuKind, MainKind
+from keek_server.retrieval.tuning import recall_at_k
 from keek_server.settings import Settings
 
 ROWS = 400
@@ -160,6 +163,22 @@ async def test_where_both_do_not_fit_the_new_one_begins_without_and_the_old_one_
     assert (old.is_copied, new.is_copied) == (True, False)
     assert agrees(old)
     assert device.most_used == ROWS
+
+
+async def test_a_release_does_not_wait_for_ever_for_its_copy(
+    make: Callable[..., Gpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_module, "_BRING_S", 0.1)
+    device = FakeDevice()
+    gpu = make(device)
+    index = gpu.index(built(1))
+    device.go.clear()
+    await asyncio.wait_for(gpu.bring(index, [], []), 5)
+    assert not index.is_copied
+    assert agrees(index)
+    device.go.set()
+    await settled(gpu)
+    assert index.is_copied
 
 
 async def test_what_is_kept_to_go_back_to_makes_room_before_the_swap(make: Callable[..., Gpu]) -> None:
@@ -345,6 +364,43 @@ def test_a_faiss_without_cuvs_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.delattr(faiss, "GpuIndexCagra", raising=False)
     with pytest.raises(SetupError, match=r"keek\[gpu-cuvs\]"):
         CudaDevice(0, "cagra")
+
+
+class Fogged:
+    """Stands for a graph of CAGRA: it finds what is right once it keeps enough candidates."""
+
+    def __init__(self, own: FaissIndex, needed: int) -> None:
+        self._own = own
+        self._needed = needed
+        self.beams: list[int] = []
+
+    def search(self, queries: Any, k: int, *, params: Any, numeric_type: int) -> tuple[None, Rows]:
+        assert (queries.dtype, numeric_type) == (np.float16, faiss.Float16)
+        self.beams.append(params.itopk_size)
+        rows = self._own.search(queries.astype(np.float32), k)[1]
+        return None, rows if params.itopk_size >= self._needed else np.full_like(rows, -1)
+
+
+@pytest.mark.parametrize(("needed", "beam", "deepest"), [(1, 128, 400), (200, 256, 200), (9999, 512, 100)])
+def test_a_graph_keeps_as_many_candidates_as_it_takes_and_scores_them_by_whole_vectors(
+    monkeypatch: pytest.MonkeyPatch, needed: int, beam: int, deepest: int
+) -> None:
+    monkeypatch.setattr(cuda, "_faiss", SimpleNamespace(SearchParametersCagra=SimpleNamespace))
+    own = built(1)
+    fogged = Fogged(own, needed)
+    graph = cuda._Graph(own, fogged)
+    assert fogged.beams[-1] == beam
+    assert [graph.takes(k) for k in (1, 100, deepest, deepest + 1)] == [True, True, True, False]
+    scores, rows = graph.find(USERS, 20)
+    if needed > beam:
+        assert (rows < 0).all()
+        return
+    expected = own.search(USERS, 20)
+    # Queries are rounded to float16 on their way, which may swap neighbours.
+    np.testing.assert_allclose(scores, expected[0], rtol=1e-2)
+    assert recall_at_k(rows, expected[1]) > 0.95
+    graph.find(USERS, deepest)
+    assert beam * deepest // 100 <= fogged.beams[-1] <= 512
 
 
 def test_without_the_setting_there_is_no_gpu() -> None:
