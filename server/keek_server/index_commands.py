@@ -28,7 +28,7 @@ from keek_server.releases.queries import halves, queries_of, user_vectors
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.releases.release import Release
 from keek_server.retrieval.build import IndexOptions, kind_of
-from keek_server.retrieval.index import RECALL_AT
+from keek_server.retrieval.index import RECALL_AT, FaissIndex
 from keek_server.retrieval.kinds import MainKind
 from keek_server.retrieval.measure import compare, depths, ladder
 from keek_server.retrieval.plots import Curves, check_plot, draw_plot, text_plot
@@ -166,6 +166,10 @@ def _bench(folder: Path, arguments: argparse.Namespace) -> Found:
             f"release {release.id} holds {len(users)} users, too few to ask: some of its videos ask in their"
             " place, and recall is not that of feeds",
             file=sys.stderr,
+        )
+    if not isinstance(release.index, FaissIndex):
+        raise SetupError(
+            f"the index of release {release.id} is no file: {report.kind} is measured where it runs"
         )
     k = min(arguments.k, len(vectors))
     rungs = ladder(release.index, report, k)

@@ -118,7 +118,7 @@ class FaissIndex:
 
     def at(self, report: IndexReport) -> "FaissIndex":
         """The same rows, searched as another report says."""
-        return FaissIndex(self._index, report, self._vectors)
+        return FaissIndex(self._index, report, self.vectors)
 
     def save(self, path: Path) -> None:
         """Writes the index file."""
