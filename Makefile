@@ -103,7 +103,7 @@ proto-check: .venv/.ready
 
 lock: .venv/.ready ## new locks within the ranges of pyproject.toml
 	@$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
-		--extra server --extra training --extra dev --constraint requirements/constraints.txt \
+		--extra server --extra training --extra milvus --extra dev --constraint requirements/constraints.txt \
 		pyproject.toml --output-file requirements/dev.lock
 	@$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
 		--extra clip --constraint requirements/dev.lock pyproject.toml --output-file requirements/clip.lock

@@ -29,6 +29,7 @@ from keek_server.interactions.projector import Projector
 from keek_server.interactions.recorder import Recorder
 from keek_server.interactions.trending import Trending
 from keek_server.interactions.writer import ProjectionWriter
+from keek_server.releases.alias import keep_alias
 from keek_server.releases.channel import PlanChannel
 from keek_server.releases.diff import FeedDiffer
 from keek_server.releases.figures import ReleaseFigures
@@ -42,6 +43,7 @@ from keek_server.releases.rollouts import Rollouts, RolloutWatch
 from keek_server.releases.shadow import Shadow
 from keek_server.releases.watchdog import Watchdog
 from keek_server.retrieval.cuda import open_gpu
+from keek_server.retrieval.milvus_store import open_milvus
 from keek_server.retrieval.searcher import search_executor
 from keek_server.rpc.admin import Authority
 from keek_server.rpc.feed import FeedServicer
@@ -100,6 +102,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         towers = await stack.enter_async_context(open_towers(settings))
         media = await stack.enter_async_context(open_media(settings))
         decoder = await stack.enter_async_context(open_decoder(settings))
+        milvus = stack.enter_context(open_milvus(settings))
         executors = Executors(*(stack.enter_context(search_executor()) for _ in range(2)))
 
         catalogue = Catalogue(database)
@@ -112,7 +115,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         registry = ReleaseRegistry(database)
         fleet = Fleet(database, stale_s=settings.server_stale_s)
         channel = PlanChannel(redis, keys, deadline_s=settings.redis_deadline_s)
-        opener = ReleaseOpener(feed, towers, executors, settings, gpu)
+        opener = ReleaseOpener(feed, towers, executors, settings, milvus=milvus, gpu=gpu)
         live = LiveRelease(registry, opener, poll_s=settings.release_poll_s)
         follower = CatalogueFollower(feed, catalogue, live, poll_s=settings.catalogue_poll_s)
         embedder = Embedder(database, live, media, decoder, follower.notify, settings)
@@ -209,6 +212,8 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             "retention": retention.run,
             "readiness": lambda: _announce(live, health),
         }
+        if milvus is not None:
+            jobs["alias in Milvus"] = lambda: keep_alias(registry, milvus, poll_s=settings.release_poll_s)
         if settings.interaction_csv is not None:
             tail = CsvTail(log, settings.interaction_csv, poll_s=settings.projection_poll_s)
             jobs["interaction csv"] = tail.run

@@ -197,12 +197,6 @@ def _tune(folder: Path, arguments: argparse.Namespace, settings: Settings, scrat
         measured, exact_ms = compare_kinds(
             built, vectors, asking, rounds=arguments.rounds, progress=progress.show
         )
-    now = IndexOptions(
-        settings.index_exact_below,
-        settings.index_recall_target,
-        settings.index_memory_mib,
-        settings.index_kind,
-    )
     best = fastest(measured, options.recall_target, options.memory_mib)
     return tune_found(
         release,
@@ -214,7 +208,7 @@ def _tune(folder: Path, arguments: argparse.Namespace, settings: Settings, scrat
         queries=len(asking),
         recall_target=options.recall_target,
         memory_mib=options.memory_mib,
-        planned=kind_of(len(vectors), vectors.shape[1], now),
+        planned=settings.index_kind or kind_of(len(vectors), vectors.shape[1], IndexOptions.of(settings)),
     )
 
 

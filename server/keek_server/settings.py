@@ -11,7 +11,7 @@ from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from keek_server.interactions.kinds import InteractionKind, TrendingScope
-from keek_server.retrieval.kinds import GpuKind, MainKind
+from keek_server.retrieval.kinds import ChosenKind, GpuKind
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(gt=0.0)]
@@ -187,8 +187,9 @@ class Settings(BaseSettings):
     index_memory_mib: Annotated[int | None, Field(ge=1)] = None
     """What the index of videos may take in memory, per machine; as much as it needs by default. A smaller one
     keeps codes of its vectors, and scores the best candidates again by the whole ones."""
-    index_kind: MainKind | None = None
-    """The kind of index; by default the fastest one that fits."""
+    index_kind: ChosenKind | None = None
+    """The kind of index; by default the fastest one of FAISS that fits. `milvus` is searched in Milvus, at
+    `milvus_url`, with the extra `keek[milvus]`."""
     index_gpu: Annotated[int | None, Field(ge=0)] = None
     """The GPU that searches the indexes of videos, as CUDA counts, from 0; none when unset. Needs the extra
     `keek[gpu]`."""
@@ -198,6 +199,15 @@ class Settings(BaseSettings):
     index_gpu_kind: GpuKind = "copy"
     """What it holds: the release's own index, or a graph that cuVS builds of its vectors (`cagra`, with the
     extra `keek[gpu-cuvs]`)."""
+    milvus_url: str | None = None
+    """Of Milvus (`http://host:19530`, `https://...`), or a path that ends in `.db` for Milvus Lite in this
+    process. Servers need it as long as a release that is searched there may serve."""
+    milvus_token: SecretStr | None = None
+    """What Milvus asks for: `user:password`, or an API key."""
+    milvus_deadline_s: Seconds = 1.0
+    """One call to Milvus while feeds are served."""
+    milvus_alias: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,199}$")] = "keek_videos"
+    """The alias of the active release's collection in Milvus, and how the names of all collections begin."""
     fresh_limit: Annotated[int, Field(ge=1)] = 100_000
     """Videos newer than the index that are searched beside it; of more, the newest. Each takes about
     1.5 KiB. As many users are kept with vectors newer than the release."""
@@ -283,6 +293,12 @@ class Settings(BaseSettings):
     def _rising_is_shorter(self) -> "Settings":
         if self.rising_half_life_s >= self.trending_half_life_s:
             raise ValueError("rising_half_life_s must be shorter than trending_half_life_s")
+        return self
+
+    @model_validator(mode="after")
+    def _milvus_has_a_url(self) -> "Settings":
+        if self.index_kind == "milvus" and self.milvus_url is None:
+            raise ValueError("index_kind milvus needs milvus_url")
         return self
 
     @model_validator(mode="after")

@@ -104,7 +104,7 @@ class LiveRelease:
         yield _find(self.served.held, release_id) or await self._open_aside(release_id)
 
     async def answers(self, serving: ServingRelease) -> bool:
-        """Whether Triton answers for a release at present."""
+        """Whether Triton, and Milvus where it is used, answer for a release at present."""
         return await self._opener.answers(serving.release)
 
     def notify(self) -> None:

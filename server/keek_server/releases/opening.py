@@ -14,6 +14,8 @@ from keek_server.releases.release import VIDEO_COLUMNS, Audience, Release
 from keek_server.retrieval.fresh import VECTORS
 from keek_server.retrieval.gpu import Gpu, GpuIndex
 from keek_server.retrieval.live import LiveIndex
+from keek_server.retrieval.milvus import MilvusIndex
+from keek_server.retrieval.milvus_store import Milvus
 from keek_server.retrieval.searcher import SIDE_BATCH, Searcher
 from keek_server.settings import Settings
 from keek_server.towers.client import TowerClient
@@ -65,11 +67,14 @@ class ReleaseOpener:
         towers: TowerClient,
         executors: Executors,
         settings: Settings,
+        *,
+        milvus: Milvus | None = None,
         gpu: Gpu | None = None,
     ) -> None:
         self._feed = feed
         self._towers = towers
         self._executors = executors
+        self._milvus = milvus
         self._settings = settings
         self._gpu = gpu
 
@@ -79,9 +84,10 @@ class ReleaseOpener:
         Raises:
             SetupError: When files are missing, or what Triton answers does not fit.
             UnavailableError, FailedPreconditionError: When Triton does not have a model, and cannot be
-                made to load it.
+                made to load it; the first also when Milvus is needed and does not answer.
         """
-        release = await asyncio.to_thread(Release.open, self._settings.release_dir / release_id, self._gpu)
+        folder = self._settings.release_dir / release_id
+        release = await asyncio.to_thread(Release.open, folder, milvus=self._milvus, gpu=self._gpu)
         await self.ensure_loaded(release)
         for tower, entry in release.manifest.models.items():
             await self._towers.check(tower, entry.version)
@@ -108,10 +114,12 @@ class ReleaseOpener:
             self._gpu.arrange(_on_gpu(held))
 
     async def ensure_loaded(self, release: Release) -> None:
-        """Has Triton load what it lacks of a release: the registry says what serves, whatever it remembers.
+        """Has Triton and Milvus load what they lack of a release: the registry says what serves, whatever
+        they remember.
 
         Raises:
-            UnavailableError, FailedPreconditionError: When Triton does not have a model afterwards.
+            UnavailableError, FailedPreconditionError: When Triton does not have a model afterwards, the first
+                also when Milvus does not have the videos.
         """
         for tower, entry in release.manifest.models.items():
             if not await self._towers.has(tower, entry.version):
@@ -119,11 +127,15 @@ class ReleaseOpener:
                     "Triton lacks %s version %d and is asked to load it", tower.model, entry.version
                 )
                 await self._towers.load(tower, entry.version)
+        if isinstance(release.index, MilvusIndex):
+            await asyncio.to_thread(release.index.ensure_loaded)
 
     async def answers(self, release: Release) -> bool:
-        """Whether Triton answers with its user tower at present."""
+        """Whether Triton answers with its user tower at present, and Milvus where it is searched there."""
         try:
-            await self._ask(release, USER_TOWER, _one_user(release), deadline_s=_PROBE_DEADLINE_S)
+            vectors = await self._ask(release, USER_TOWER, _one_user(release), deadline_s=_PROBE_DEADLINE_S)
+            if isinstance(release.index, MilvusIndex):
+                await asyncio.to_thread(release.index.search, vectors, 1)
         except KeekError:
             return False
         return True

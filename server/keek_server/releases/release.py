@@ -14,6 +14,8 @@ from keek_server.retrieval.fresh import VECTORS, Column, Columns
 from keek_server.retrieval.gpu import Gpu
 from keek_server.retrieval.ids import IdTable, Rows
 from keek_server.retrieval.index import FaissIndex, Index, IndexReport, Mask, Vectors
+from keek_server.retrieval.milvus import MilvusIndex
+from keek_server.retrieval.milvus_store import Milvus
 from keek_server.towers.contract import DIMENSION
 from keek_server.towers.features import MAX_TAGS
 
@@ -150,36 +152,48 @@ class Release:
         return clip_is_read(clip_model, self.manifest.clip.clip_model if self.manifest.clip else "")
 
     @classmethod
-    def open(cls, folder: Path, gpu: Gpu | None = None) -> "Release":
-        """Maps the release in `folder`; milliseconds, whatever its size.
+    def open(cls, folder: Path, *, milvus: Milvus | None = None, gpu: Gpu | None = None) -> "Release":
+        """Maps the release in `folder`; milliseconds, whatever its size, unless Milvus has to load it.
 
         Args:
             folder: Of the release.
-            gpu: What may hold a copy of its index; it has none yet.
+            milvus: Needed by a release whose videos are searched there.
+            gpu: What may hold a copy of an index that is a file; it has none yet.
 
         Raises:
-            SetupError: When the folder holds no complete release.
+            SetupError: When the folder holds no complete release, or Milvus lacks its part.
+            UnavailableError: When Milvus is needed, and does not answer.
         """
         manifest = Manifest.load(folder)
         try:
-            return cls._open(folder, manifest, gpu)
+            return cls._open(folder, manifest, milvus, gpu)
         except FileNotFoundError as error:
             raise SetupError(
                 f"release {manifest.release_id} lacks {Path(error.filename or '').name}: publish again"
             ) from error
 
     @classmethod
-    def _open(cls, folder: Path, manifest: Manifest, gpu: Gpu | None) -> "Release":
+    def _open(cls, folder: Path, manifest: Manifest, milvus: Milvus | None, gpu: Gpu | None) -> "Release":
         clip, users = manifest.clip_index, manifest.user_index
         corpus = Corpus.open(folder, manifest.files_sha256)
-        index = FaissIndex.open(folder / INDEX_FILE, manifest.index, corpus.vectors)
         return cls(
             manifest,
             corpus,
-            index if gpu is None else gpu.index(index),
+            _open_index(folder, manifest, corpus.vectors, milvus, gpu),
             FaissIndex.open(folder / CLIP_INDEX_FILE, clip) if clip else None,
             Audience.open(folder, users) if users else None,
         )
+
+
+def _open_index(
+    folder: Path, manifest: Manifest, vectors: Vectors, milvus: Milvus | None, gpu: Gpu | None
+) -> Index:
+    if manifest.index.kind != "milvus":
+        index = FaissIndex.open(folder / INDEX_FILE, manifest.index, vectors)
+        return index if gpu is None else gpu.index(index)
+    if milvus is None:
+        raise SetupError(f"release {manifest.release_id} is searched in Milvus: set KEEK_MILVUS_URL")
+    return MilvusIndex.open(milvus, manifest.release_id, manifest.index, vectors)
 
 
 def clip_is_read(clip_model: str, own: str) -> bool:

@@ -8,6 +8,7 @@ from keek_server.retrieval.engines import choose, fill
 from keek_server.retrieval.index import FaissIndex, IndexReport, Vectors
 from keek_server.retrieval.kinds import MainKind
 from keek_server.retrieval.tuning import tune
+from keek_server.settings import Settings
 
 _MIB: Final = 1 << 20
 
@@ -24,6 +25,17 @@ class IndexOptions:
     """What the index may take; None for any."""
     kind: MainKind | None = None
     """None: chosen."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> "IndexOptions":
+        """What the settings ask of an index that is a file, as those beside one in Milvus are."""
+        kind = settings.index_kind
+        return cls(
+            settings.index_exact_below,
+            settings.index_recall_target,
+            settings.index_memory_mib,
+            None if kind == "milvus" else kind,
+        )
 
 
 def kind_of(count: int, dimension: int, options: IndexOptions) -> MainKind:

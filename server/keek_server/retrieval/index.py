@@ -20,7 +20,7 @@ Mask = npt.NDArray[np.bool_]
 RECALL_AT: Final = 100
 """The k of the recall that an index is tuned to."""
 
-_SCORED_ALONE: Final = 65_536
+SCORED_ALONE: Final = 65_536
 """Of so few rows that may be found, all are scored: nothing else is sure to find what lies far away."""
 
 Efforts = tuple[tuple[int, int], ...]
@@ -141,8 +141,8 @@ class FaissIndex:
             return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
         depth = float(k)
         if allowed is not None:
-            if self.vectors is not None and count <= _SCORED_ALONE:
-                return _score(queries, self.vectors, np.flatnonzero(allowed), k)
+            if self.vectors is not None and count <= SCORED_ALONE:
+                return score(queries, self.vectors, np.flatnonzero(allowed), k)
             # Where a share of the rows may be found, the k best of them are among so many.
             depth = k * len(allowed) / count
         scores, found = self._search(queries, k, self.report.effort(depth), allowed)
@@ -175,8 +175,7 @@ class FaissIndex:
         """For a query to which the chosen lists, or the links, did not offer enough."""
         if self.report.nlist or self.vectors is None:
             return self._search(query, k, self.report.nlist, allowed)
-        rows = np.arange(len(self.vectors)) if allowed is None else np.flatnonzero(allowed)
-        return _score(query, self.vectors, rows, k)
+        return score(query, self.vectors, None if allowed is None else np.flatnonzero(allowed), k)
 
     def _search(
         self, queries: Vectors, k: int, effort: int, allowed: Mask | None = None
@@ -199,9 +198,26 @@ class FaissIndex:
         return best(scores, rows, k)
 
 
-def _score(queries: Vectors, vectors: Vectors, rows: Rows, k: int) -> tuple[Scores, Rows]:
-    scores: Scores = queries @ vectors[rows].T
-    return best(scores, np.broadcast_to(rows, scores.shape), k)
+def score(queries: Vectors, vectors: Vectors, rows: Rows | None, k: int) -> tuple[Scores, Rows]:
+    """Exact search: the k best of some rows, [n, k] each, as `best` gives them.
+
+    Args:
+        queries: float32 [n, dimension].
+        vectors: float32 [m, dimension].
+        rows: int64, ascending, at least k of the m; all by default.
+        k: At least 1.
+    """
+    count = len(vectors) if rows is None else len(rows)
+    scores, found = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+    # Part by part: the scores of all rows at once may not fit.
+    for start in range(0, count, SCORED_ALONE):
+        stop = min(start + SCORED_ALONE, count)
+        own = np.arange(start, stop) if rows is None else rows[start:stop]
+        part: Scores = queries @ (vectors[start:stop] if rows is None else vectors[own]).T
+        scores = np.concatenate([scores, part], axis=1)
+        found = np.concatenate([found, np.broadcast_to(own, part.shape)], axis=1)
+        scores, found = best(scores, found, min(k, stop))
+    return scores, found
 
 
 def best(scores: Scores, rows: Rows, k: int) -> tuple[Scores, Rows]:

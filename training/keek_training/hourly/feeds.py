@@ -14,10 +14,12 @@ from keek_server.interactions.keys import ProjectionKeys
 from keek_server.interactions.log import InteractionLog
 from keek_server.releases.release import Release
 from keek_server.retrieval.index import Vectors
+from keek_server.retrieval.milvus_store import open_milvus
 from keek_server.settings import Settings
 from keek_server.storage.database import Database
 from keek_server.storage.tables import interactions
 from keek_server.towers.client import TowerClient
+from keek_training.publishing.milvus import PATIENT_S
 from keek_training.publishing.users import embed_users
 
 _USERS_A_BATCH = 256
@@ -40,11 +42,16 @@ async def write_cached_feeds(
 
     Raises:
         SetupError: When the release's folder is not there, or Redis cannot be reached.
-        UnavailableError: When the database, Triton or Redis fails on the way.
+        UnavailableError: When the database, Triton, Redis or Milvus fails on the way.
     """
     if not settings.cached_feed_users:
         return 0
-    release = await asyncio.to_thread(Release.open, settings.release_dir / release_id)
+    with open_milvus(settings, PATIENT_S) as milvus:
+        release = await asyncio.to_thread(Release.open, settings.release_dir / release_id, milvus=milvus)
+        return await _write(release, database, towers, settings)
+
+
+async def _write(release: Release, database: Database, towers: TowerClient, settings: Settings) -> int:
     manifest = release.manifest
     user_ids, vectors = await embed_users(
         database,

@@ -9,6 +9,7 @@ from keek_server.files import sha256_of
 from keek_server.interactions.log import InteractionLog
 from keek_server.releases.manifest import Manifest
 from keek_server.releases.release import Corpus
+from keek_server.retrieval.milvus_store import Milvus
 from keek_server.settings import Settings
 from keek_server.storage.database import Database
 from keek_server.towers.client import TowerClient
@@ -88,6 +89,7 @@ async def build(
     journal: Journal,
     towers: TowerClient,
     database: Database,
+    milvus: Milvus | None,
     settings: Settings,
 ) -> Built:
     """Embeds the corpus and the users, and builds the indexes.
@@ -96,7 +98,7 @@ async def build(
 
     Raises:
         SetupError: When vectors are not finite, or there are no users.
-        UnavailableError: When Triton or the database fails on the way.
+        UnavailableError: When Triton, the database or Milvus fails on the way.
     """
     version = models.video_tower.version
     checkpoint = await Checkpoint.open(
@@ -113,7 +115,9 @@ async def build(
         history_length=source.history_length,
         limit=settings.audience_limit,
     )
-    indexes = await asyncio.to_thread(build_indexes, catalogue, corpus, user_ids, users, settings)
+    indexes = await asyncio.to_thread(
+        build_indexes, journal.release_id, catalogue, corpus, user_ids, users, milvus, settings
+    )
     return Built(source, models, catalogue, corpus, indexes, log_seq)
 
 

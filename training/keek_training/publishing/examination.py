@@ -10,6 +10,7 @@ from keek_server.clock import now_us
 from keek_server.errors import SetupError
 from keek_server.releases.manifest import Candidate, GateResult, TowerVersion
 from keek_server.releases.release import Release
+from keek_server.retrieval.milvus_store import Milvus
 from keek_server.settings import Settings
 from keek_server.storage.database import Database
 from keek_server.towers.client import TowerClient
@@ -38,6 +39,8 @@ class Examination:
     sha256: Mapping[str, str]
     """Of the files that the gates see, by the model's name: nothing else may be copied afterwards."""
     forced_reason: str = ""
+    milvus: Milvus | None = None
+    """Where the live release may be searched."""
     results: list[GateResult] = field(default_factory=list)
     """Of all gates so far."""
 
@@ -127,7 +130,8 @@ class Examination:
         if self.live is None:
             return None
         try:
-            return Measured.of_release(Release.open(self.settings.release_dir / self.live.release_id))
+            folder = self.settings.release_dir / self.live.release_id
+            return Measured.of_release(Release.open(folder, milvus=self.milvus))
         except SetupError as error:
             logger.warning("nothing is compared with the live release: %s", error)
             return None

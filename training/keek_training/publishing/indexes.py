@@ -11,25 +11,28 @@ from keek_server.releases.release import CLIP_INDEX_FILE, INDEX_FILE, Audience, 
 from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.clip_index import build_clip_index
 from keek_server.retrieval.ids import IdTable
-from keek_server.retrieval.index import FaissIndex, IndexReport, Vectors
+from keek_server.retrieval.index import FaissIndex, Index, IndexReport, Vectors
+from keek_server.retrieval.milvus_store import Milvus
 from keek_server.retrieval.tuning import QUERIES
 from keek_server.settings import Settings
 from keek_training.publishing.catalogue import Catalogue
+from keek_training.publishing.milvus import build_collection
 
 
 @dataclass(frozen=True, slots=True)
 class Indexes:
     """All indexes of a release, with how each was built."""
 
-    videos: FaissIndex
+    videos: Index
     videos_report: IndexReport
     clip: tuple[FaissIndex, IndexReport] | None
     """None when no video has a clip vector."""
     users: tuple[Audience, IndexReport]
 
     def save(self, folder: Path) -> None:
-        """Writes their files into a release's folder."""
-        self.videos.save(folder / INDEX_FILE)
+        """Writes their files into a release's folder; what is in Milvus has none."""
+        if isinstance(self.videos, FaissIndex):
+            self.videos.save(folder / INDEX_FILE)
         if self.clip is not None:
             self.clip[0].save(folder / CLIP_INDEX_FILE)
         self.users[0].save(folder)
@@ -50,29 +53,37 @@ def build_corpus(catalogue: Catalogue, vectors: Vectors) -> Corpus:
 
 
 def build_indexes(
-    catalogue: Catalogue, corpus: Corpus, user_ids: list[str], users: Vectors, settings: Settings
+    release_id: str,
+    catalogue: Catalogue,
+    corpus: Corpus,
+    user_ids: list[str],
+    users: Vectors,
+    milvus: Milvus | None,
+    settings: Settings,
 ) -> Indexes:
     """Builds them, with all cores.
 
     Args:
+        release_id: Whose they are.
         catalogue: n videos.
         corpus: Of the same videos.
         user_ids: m users, the latest first.
         users: float32 [m, DIMENSION].
+        milvus: Gets the videos if settings say so.
         settings: How indexes are built.
 
     Raises:
         SetupError: When there is no user to measure the recall with.
+        UnavailableError: When Milvus fails on the way.
     """
     if not user_ids:
         raise SetupError("no interactions with videos of the catalogue: import interactions first")
-    options = IndexOptions(
-        exact_below=settings.index_exact_below,
-        recall_target=settings.index_recall_target,
-        memory_mib=settings.index_memory_mib,
-        kind=settings.index_kind,
-    )
-    index, report = build_index(corpus.vectors, users, options)
+    options = IndexOptions.of(settings)
+    index: Index
+    if settings.index_kind == "milvus" and milvus is not None:
+        index, report = build_collection(milvus, release_id, corpus.vectors, users, options)
+    else:
+        index, report = build_index(corpus.vectors, users, options)
     clip = None
     if catalogue.has_clip.any():
         clip = build_clip_index(

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from keek_server.errors import KeekError, SetupError, UnavailableError
+from keek_server.releases.alias import point_alias
 from keek_server.releases.fleet import Fleet
 from keek_server.releases.manifest import Manifest
 from keek_server.releases.plan import ReleaseState
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.releases.release import clip_is_read
+from keek_server.retrieval.milvus_store import Milvus, open_milvus
 from keek_server.settings import Settings
 from keek_server.storage.database import Database, open_database
 from keek_server.towers.client import TowerClient, open_towers
@@ -31,6 +33,7 @@ from keek_training.publishing.folders import outdated_folders, remove_folders
 from keek_training.publishing.journal import Inputs, Journal, terms_of
 from keek_training.publishing.kept import active_release, kept_releases, ready_releases
 from keek_training.publishing.lock import publishing_in_turn
+from keek_training.publishing.milvus import PATIENT_S, drop_outdated
 from keek_training.publishing.models import publish_models
 from keek_training.publishing.recovery import Unfinished, discard, take_up, withdraw
 from keek_training.publishing.repository import load_models, next_version, prune_versions, reserve_version
@@ -60,14 +63,15 @@ async def publish(source: TowerSource, settings: Settings, wishes: Wishes = Wish
         RefusedError: When a gate refuses the release; it is registered as refused.
         SetupError: When somebody else publishes, the CLIP is not exported, the catalogue is empty, or
             Triton refuses a model.
-        UnavailableError: When Triton or the database fails on the way; the next call goes on.
+        UnavailableError: When Triton, the database or Milvus fails on the way; the next call goes on.
     """
     async with (
         publishing_in_turn(settings, source.name, wait_s=wishes.wait_s),
         open_database(settings) as database,
         open_towers(settings) as towers,
     ):
-        return await _Publisher(source, wishes, towers, database, settings).run()
+        with open_milvus(settings, PATIENT_S) as milvus:
+            return await _Publisher(source, wishes, towers, database, milvus, settings).run()
 
 
 class _Publisher:
@@ -77,12 +81,14 @@ class _Publisher:
         wishes: Wishes,
         towers: TowerClient,
         database: Database,
+        milvus: Milvus | None,
         settings: Settings,
     ) -> None:
         self._source = source
         self._wishes = wishes
         self._towers = towers
         self._database = database
+        self._milvus = milvus
         self._settings = settings
         self._registry = ReleaseRegistry(database)
 
@@ -92,12 +98,18 @@ class _Publisher:
         clip = choose_clip(wishes.clip, live, settings)
         inputs = await asyncio.to_thread(Inputs.of, self._source, clip)
         terms = terms_of(self._source.name, live.release_id if live else None, wishes.forced_reason, settings)
-        unfinished = await take_up(inputs.fingerprint, terms, self._database, settings)
+        unfinished = await take_up(inputs.fingerprint, terms, self._database, self._milvus, settings)
         release = unfinished.release if unfinished else None
         if release is None:
             journal = await self._journal(inputs, terms, unfinished)
             examination = Examination(
-                self._source, journal.release_id, live, settings, inputs.sha256, wishes.forced_reason
+                self._source,
+                journal.release_id,
+                live,
+                settings,
+                inputs.sha256,
+                wishes.forced_reason,
+                self._milvus,
             )
             release = await self._build(journal, examination, clip)
         await self._serve(release)
@@ -128,7 +140,7 @@ class _Publisher:
             logger.warning("release %s is not finished: publish again to go on with it", journal.release_id)
             raise
         except KeekError as error:
-            await discard(journal, settings)
+            await discard(journal, self._milvus, settings)
             if isinstance(error, RefusedError):
                 refused = built.manifest(examination, {}) if built else examination.candidate(journal.version)
                 await self._registry.register(refused, ReleaseState.REFUSED)
@@ -151,7 +163,9 @@ class _Publisher:
         kept = await ready_releases(self._database)
         models = await publish_models(self._source, clip, journal.version, kept, settings)
         examination.check_copies(models)
-        return await build(self._source, models, catalogue, journal, self._towers, self._database, settings)
+        return await build(
+            self._source, models, catalogue, journal, self._towers, self._database, self._milvus, settings
+        )
 
     async def _serve(self, release: Manifest) -> None:
         await self._registry.register(release)
@@ -165,7 +179,16 @@ class _Publisher:
         plan = await self._registry.activate(release.release_id, reason[:512])
         Journal.remove(self._settings.release_dir)
         logger.info("release %s is active", release.release_id)
+        await self._point_alias()
         await bring_out(plan, self._database, self._settings)
+
+    async def _point_alias(self) -> None:
+        if self._milvus is None:
+            return
+        try:
+            await point_alias(self._registry, self._milvus)
+        except KeekError as error:
+            logger.warning("the alias in Milvus is left to the servers: %s", error)
 
     async def _tidy(self, version: int) -> None:
         """Removes what nobody goes back to, and what crashes left; the new release is safe in any case."""
@@ -181,5 +204,7 @@ class _Publisher:
             await asyncio.to_thread(remove_folders, folders)
             await asyncio.to_thread(prune_versions, settings.model_repository, kept, version)
             await load_models(settings, [each.model for each in (*TOWERS, *CLIP_ENCODERS)])
+            if self._milvus is not None:
+                await drop_outdated(self._registry, self._milvus)
         except KeekError as error:
             logger.warning("what is old stays until the next release: %s", error)

@@ -12,6 +12,8 @@ from keek_server.files import sha256_of
 from keek_server.releases.manifest import Manifest, TowerVersion
 from keek_server.releases.plan import ReleaseState
 from keek_server.releases.registry import ReleaseRegistry
+from keek_server.releases.release import Release
+from keek_server.retrieval.milvus_store import Milvus
 from keek_server.settings import Settings
 from keek_server.storage.database import Database
 from keek_server.storage.tables import activations
@@ -33,13 +35,16 @@ class Unfinished:
     """Its manifest when all files are there and nothing but its activation is missing."""
 
 
-async def take_up(fingerprint: str, terms: str, database: Database, settings: Settings) -> Unfinished | None:
+async def take_up(
+    fingerprint: str, terms: str, database: Database, milvus: Milvus | None, settings: Settings
+) -> Unfinished | None:
     """Finds what can be gone on with, and removes what cannot. No other publisher may be under way.
 
     Args:
         fingerprint: Of what is to be published now.
         terms: By what it is to be judged now.
         database: Says what became of the release.
+        milvus: Where a part of it may be.
         settings: Say where everything is.
     """
     await asyncio.to_thread(_remove_halves, settings)
@@ -54,9 +59,9 @@ async def take_up(fingerprint: str, terms: str, database: Database, settings: Se
         Journal.remove(settings.release_dir)
         return None
     if state is None and journal.fingerprint != fingerprint:
-        await discard(journal, settings)
+        await discard(journal, milvus, settings)
         return None
-    release = await _complete(journal, terms, database, settings)
+    release = await _complete(journal, terms, database, milvus, settings)
     if state is ReleaseState.READY and (release is None or journal.fingerprint != fingerprint):
         # It stays ready to be tried; this is to be another one.
         Journal.remove(settings.release_dir)
@@ -65,11 +70,17 @@ async def take_up(fingerprint: str, terms: str, database: Database, settings: Se
     return Unfinished(journal, release)
 
 
-async def discard(journal: Journal, settings: Settings) -> None:
+async def discard(journal: Journal, milvus: Milvus | None, settings: Settings) -> None:
     """Removes all that there is of a release that is not registered; what it cannot, the next one does."""
     folder = settings.release_dir / journal.release_id
     await asyncio.to_thread(remove_folders, [folder] if folder.is_dir() else [])
     await withdraw(journal, settings)
+    if milvus is not None:
+        try:
+            await asyncio.to_thread(milvus.drop, journal.release_id)
+        except KeekError as error:
+            logger.warning("what Milvus has of release %s stays for now: %s", journal.release_id, error)
+            return
     Journal.remove(settings.release_dir)
 
 
@@ -82,13 +93,15 @@ async def withdraw(journal: Journal, settings: Settings) -> None:
         logger.warning("Triton keeps version %d for now: %s", journal.version, error)
 
 
-async def _complete(journal: Journal, terms: str, database: Database, settings: Settings) -> Manifest | None:
+async def _complete(
+    journal: Journal, terms: str, database: Database, milvus: Milvus | None, settings: Settings
+) -> Manifest | None:
     """The release when it can be registered and activated as it is; its folder is removed when not."""
     folder = settings.release_dir / journal.release_id
     if not folder.is_dir():
         return None
     try:
-        manifest = await asyncio.to_thread(_verified, folder, settings.model_repository)
+        manifest = await asyncio.to_thread(_verified, folder, settings.model_repository, milvus)
         # What servers do not take beside the index has to be in it.
         missed = await ChangeFeed(database).last() - manifest.catalogue_seq
         if journal.terms == terms and missed <= settings.fresh_limit:
@@ -105,7 +118,7 @@ def _models(manifest: Manifest) -> dict[str, TowerVersion]:
     return {contract.model: entry for contract, entry in manifest.models.items()}
 
 
-def _verified(folder: Path, repository: Path) -> Manifest:
+def _verified(folder: Path, repository: Path, milvus: Milvus | None) -> Manifest:
     manifest = Manifest.load(folder)
     files = {folder / name: sha256 for name, sha256 in manifest.files_sha256.items()}
     for model, entry in _models(manifest).items():
@@ -113,6 +126,8 @@ def _verified(folder: Path, repository: Path) -> Manifest:
     for path, sha256 in files.items():
         if sha256_of(path) != sha256:
             raise SetupError(f"{path} is damaged")
+    # What is in Milvus has no checksum: it is there, and whole.
+    Release.open(folder, milvus=milvus)
     return manifest
 
 
