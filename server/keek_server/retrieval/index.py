@@ -95,6 +95,8 @@ class FaissIndex:
         self._index = index
         self.report = report
         self.vectors = vectors
+        self._parameters: dict[int, Any] = {}
+        """Of calls without a mask, by effort: making them takes as long as some searches."""
 
     def __len__(self) -> int:
         """Rows that it holds."""
@@ -180,7 +182,10 @@ class FaissIndex:
     def _search(
         self, queries: Vectors, k: int, effort: int, allowed: Mask | None = None
     ) -> tuple[Scores, Rows]:
-        parameters = search_parameters(self.report, effort, allowed)
+        if allowed is not None:
+            parameters = search_parameters(self.report, effort, allowed)
+        elif (parameters := self._parameters.get(effort)) is None:
+            parameters = self._parameters[effort] = search_parameters(self.report, effort)
         scores, rows = self._index.search(queries, self.width(k), params=parameters)
         return self.rescored(queries, rows, k) if self._reranks else (scores, rows)
 

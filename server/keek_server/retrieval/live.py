@@ -19,6 +19,8 @@ _ROOM_LEAST: Final = 16
 _DEEPEST_LEAST: Final = 1024
 _DEEPEST_PART: Final = 128
 """Deeper than into this part of the rows, asking a filter about all of them costs less."""
+_DEEPEST_MOST: Final = 16_384
+"""No index is tuned to search as deep, and Milvus does not."""
 
 
 class _RowsOf(Mapping[str, npt.NDArray[Any]]):
@@ -75,7 +77,7 @@ class LiveIndex:
         self._sample = np.random.default_rng(0).permutation(count)[:_SAMPLE]
         self._sample.sort()
         self._sampled = _RowsOf(columns, self._sample)
-        self._deepest = max(_DEEPEST_LEAST, count // _DEEPEST_PART)
+        self._deepest = min(max(_DEEPEST_LEAST, count // _DEEPEST_PART), _DEEPEST_MOST)
 
     def put(self, ids: Sequence[str], columns: Columns) -> None:
         """Adds rows, or replaces those of the same ids."""
@@ -149,7 +151,7 @@ class LiveIndex:
     def _search_together(self, queries: Sequence[Query]) -> list[Hits]:
         """Searches one column for several queries without filters by columns."""
         by = queries[0].by
-        vectors = np.stack([query.vector for query in queries])
+        vectors = np.array([query.vector for query in queries])
         widest = max(query.k + _spare(query) for query in queries)
         alive_count = len(self.ids) - self._dead_count
         if alive_count < self._dead_count:
@@ -162,13 +164,16 @@ class LiveIndex:
         fresh = self.fresh.search(vectors, max(map(self._fresh_k, queries)), None, by)
         found = []
         for place, query in enumerate(queries):
-            own = alive[place]
+            own, own_scores, own_rows = alive[place], scores[place], rows[place]
             if query.excluded:
-                own[own] = self._keeps(rows[place][own], query.excluded)
-            if np.count_nonzero(own) < query.k and self._may_hold_more(rows[place], depth):
+                own[own] = self._keeps(own_rows[own], query.excluded)
+            count = np.count_nonzero(own)
+            if count < query.k and self._may_hold_more(own_rows, depth):
                 found.append(self._search_filtered(query, None))
-            else:
-                found.append(self._merged(query, scores[place][own], rows[place][own], fresh, place))
+                continue
+            if count < len(own):
+                own_scores, own_rows = own_scores[own], own_rows[own]
+            found.append(self._merged(query, own_scores, own_rows, fresh, place))
         return found
 
     def _search_filtered(self, query: Query, allowed: Allowed | None) -> Hits:
@@ -240,13 +245,12 @@ class LiveIndex:
             fresh_scores, fresh_rows = fresh.best(place, least, query.excluded.keeps)
             scores = np.concatenate([scores, fresh_scores])
             rows = np.concatenate([rows, fresh_rows + len(self.ids)])
+        if (scores[1:] < scores[:-1]).all() and np.isfinite(scores[-1:]).all():
+            return Hits(scores[: query.k], rows[: query.k], self.ids, fresh)
         # Equal scores in the order of rows, so that the pages of a search follow each other.
         order = np.lexsort((rows, -scores))[: query.k]
-        scores, rows = scores[order], rows[order]
-        finite = np.isfinite(scores)
-        if not finite.all():
-            scores, rows = scores[finite], rows[finite]
-        return Hits(scores, rows, self.ids, fresh)
+        order = order[np.isfinite(scores[order])]
+        return Hits(scores[order], rows[order], self.ids, fresh)
 
     def _set_dead(self, ids: Sequence[str], *, dead: bool) -> None:
         rows = self.ids.rows_of(ids)
