@@ -87,14 +87,16 @@ class FaissIndex:
     def __init__(self, index: Any, report: IndexReport, vectors: Vectors | None = None) -> None:
         """
         Args:
-            index: Of FAISS, by inner product.
+            index: Of FAISS, by inner product; or by distance, in one dimension more, which is 0 in queries.
             report: How it was built.
             vectors: float32 [rows, dimension], what it was built of; needed where candidates are scored
-                again. With them, few rows that may be found are scored without the index.
+                again, as those of an index by distance always are. With them, few rows that may be found are
+                scored without the index.
         """
         self._index = index
         self.report = report
         self.vectors = vectors
+        self._by_distance = bool(index.metric_type == faiss.METRIC_L2)
         self._parameters: dict[int, Any] = {}
         """Of calls without a mask, by effort: making them takes as long as some searches."""
 
@@ -105,7 +107,7 @@ class FaissIndex:
     @property
     def dimension(self) -> int:
         """Of its vectors."""
-        return int(self._index.d)
+        return int(self._index.d) - self._by_distance
 
     @classmethod
     def open(cls, path: Path, report: IndexReport, vectors: Vectors | None = None) -> "FaissIndex":
@@ -167,11 +169,13 @@ class FaissIndex:
 
     def width(self, k: int) -> int:
         """How many rows FAISS is asked for when k are wanted."""
-        return min(max(k, RECALL_AT) * self.report.rerank, len(self)) if self._reranks else k
+        if self.vectors is None or not self.report.rerank:
+            return k
+        return min(max(k, RECALL_AT) * self.report.rerank, len(self))
 
     @property
     def _reranks(self) -> bool:
-        return self.report.rerank > 0 and self.vectors is not None
+        return self._by_distance or (self.report.rerank > 0 and self.vectors is not None)
 
     def _search_all(self, query: Vectors, k: int, allowed: Mask | None) -> tuple[Scores, Rows]:
         """For a query to which the chosen lists, or the links, did not offer enough."""
@@ -186,7 +190,8 @@ class FaissIndex:
             parameters = search_parameters(self.report, effort, allowed)
         elif (parameters := self._parameters.get(effort)) is None:
             parameters = self._parameters[effort] = search_parameters(self.report, effort)
-        scores, rows = self._index.search(queries, self.width(k), params=parameters)
+        asked = np.pad(queries, ((0, 0), (0, 1))) if self._by_distance else queries
+        scores, rows = self._index.search(asked, self.width(k), params=parameters)
         return self.rescored(queries, rows, k) if self._reranks else (scores, rows)
 
     def rescored(self, queries: Vectors, rows: Rows, k: int) -> tuple[Scores, Rows]:
