@@ -182,13 +182,16 @@ def _filtered(live: LiveIndex, corpus: Corpus, queries: Vectors) -> dict[str, di
     """By the share of videos that a filter lets through: recall, and milliseconds a search."""
     found = {}
     for share in tqdm(_SELECTIVITIES, desc="filtering", file=sys.stderr):
-        rows = np.flatnonzero(corpus.columns["durations_s"] < share)
-        exact = exact_rows(corpus.vectors[rows], queries[:_FILTERED], _K)
-        allowed, own = _shorter_than(share), []
+        durations_s = corpus.columns["durations_s"]
+        bound_s = float(np.quantile(durations_s, share))
+        rows = np.flatnonzero(durations_s < bound_s)
+        k = min(_K, len(rows))
+        exact = exact_rows(corpus.vectors[rows], queries[:_FILTERED], k)
+        allowed, own = _shorter_than(bound_s), []
         took = []
         for query in queries[:_FILTERED]:
             started = time.perf_counter()
-            (hits,) = live.search([Query(query, _K, allowed)])
+            (hits,) = live.search([Query(query, k, allowed)])
             took.append((time.perf_counter() - started) * 1e3)
             own.append(hits.rows)
         found[f"{share:g}"] = {
@@ -198,8 +201,8 @@ def _filtered(live: LiveIndex, corpus: Corpus, queries: Vectors) -> dict[str, di
     return found
 
 
-def _shorter_than(share: float) -> Allowed:
-    return lambda columns: columns["durations_s"] < share
+def _shorter_than(bound_s: float) -> Allowed:
+    return lambda columns: columns["durations_s"] < bound_s
 
 
 async def _together(live: LiveIndex, queries: Vectors) -> float:
