@@ -74,6 +74,12 @@ def recalls_at_k(found: Rows, exact: Rows) -> Recalls:
     return recalls
 
 
+def reaches(recalls: Recalls, target: float) -> bool:
+    """Whether their mean reaches the target, with the sampling error taken off."""
+    error = recalls.std() / np.sqrt(len(recalls))
+    return bool(recalls.mean() - _CONFIDENCE * error >= target - _ROUNDING)
+
+
 class _Tuner:
     def __init__(
         self, filled: Filled, vectors: Vectors, queries: Vectors, kind: IndexKind, target: float
@@ -166,6 +172,4 @@ class _Tuner:
         return recalls_at_k(index.search(self._queries_for(depth), depth)[1], self._wanted[depth])
 
     def _reaches(self, recalls: Recalls) -> bool:
-        """Whether the mean reaches the target, with the sampling error taken off."""
-        error = recalls.std() / np.sqrt(len(recalls))
-        return bool(recalls.mean() - _CONFIDENCE * error >= self._target - _ROUNDING)
+        return reaches(recalls, self._target)

@@ -14,7 +14,7 @@ from keek_server.retrieval.build import IndexOptions
 from keek_server.retrieval.index import RECALL_AT, IndexReport, Rows, Vectors, score
 from keek_server.retrieval.milvus import MilvusIndex
 from keek_server.retrieval.milvus_store import Milvus
-from keek_server.retrieval.tuning import recall_at_k
+from keek_server.retrieval.tuning import Recalls, reaches, recalls_at_k
 
 PATIENT_S: Final = 120.0
 """For one call to Milvus of a publisher, whom no feed waits for."""
@@ -25,6 +25,7 @@ _ROWS_A_SEGMENT: Final = 4_000_000
 _ROWS_A_LIST: Final = 39
 """The least that k-means is content with, in Milvus as in FAISS."""
 _DEPTHS: Final = (RECALL_AT, 400, 1600, 6400)
+_QUERIES: Final = 256
 _DEEP_QUERIES: Final = 32
 """For what lies deeper than RECALL_AT: so many rows each are enough."""
 _RERANKS: Final = (1, 2, 4, 8)
@@ -41,7 +42,7 @@ def build_collection(
         milvus: Gets it.
         release_id: Whose it is.
         vectors: float32 [n, dimension], the video vectors by row.
-        queries: float32 [m, dimension], user vectors that recall is measured on.
+        queries: float32 [m, dimension], user vectors; recall is measured on the first `_QUERIES`.
         options: What is asked of it; Milvus looks after its memory itself.
 
     Raises:
@@ -49,7 +50,7 @@ def build_collection(
         SetupError: When it does not hold the rows in the end.
     """
     started = time.perf_counter()
-    count = len(vectors)
+    count, queries = len(vectors), queries[:_QUERIES]
     collection = milvus.create(release_id)
     with tqdm(total=count, unit="video", desc="filling Milvus", disable=None) as progress:
         for start in range(0, count, _ROWS_A_BATCH):
@@ -92,12 +93,12 @@ def _tuned(
     Where nothing reaches it, it is the one behind which nothing is gained.
     """
 
-    def measured(queries: Vectors, exact: Rows, tried: IndexReport) -> float:
+    def measured(queries: Vectors, exact: Rows, tried: IndexReport) -> Recalls:
         depth = exact.shape[1]
         index = MilvusIndex(milvus, collection, tried, vectors)
         _, found = index.candidates(queries, depth, tried.effort(depth))
         # No two places alike: those that stayed empty hold no row.
-        return recall_at_k(np.where(found < 0, -1 - np.arange(depth), found), exact)
+        return recalls_at_k(np.where(found < 0, -1 - np.arange(depth), found), exact)
 
     def raised(depth: int, report: IndexReport) -> tuple[int, float]:
         own = queries if depth <= RECALL_AT else queries[:_DEEP_QUERIES]
@@ -106,8 +107,9 @@ def _tuned(
         # More than what the depth before takes, though less than in proportion.
         start = report.efforts[-1][1] if report.efforts else 1
         for nprobe in _ladder(start, report.nlist):
-            recall = measured(own, exact, replace(report, nprobe=nprobe, efforts=((depth, nprobe),)))
-            if recall >= target or recall - before < _LEAST_GAIN:
+            recalls = measured(own, exact, replace(report, nprobe=nprobe, efforts=((depth, nprobe),)))
+            recall = float(recalls.mean())
+            if reaches(recalls, target) or recall - before < _LEAST_GAIN:
                 break
             before = recall
         return nprobe, recall
