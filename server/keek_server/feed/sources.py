@@ -35,9 +35,10 @@ class PersonalisedSource:
             return []
         vector = await context.serving.users.vector(inputs)
         excluded = Excluded(context.user.seen, frozenset(context.query.served))
-        query = Query(vector, _MARGIN * count, context.query.allowed, excluded=excluded)
+        wanted = context.query
+        query = Query(vector, _MARGIN * count, wanted.allowed, excluded=excluded, among=wanted.filter.rows)
         # Where few videos meet a filter, all are asked: other feeds do not wait for that.
-        filtered = context.query.filter.is_set
+        filtered = wanted.filter.is_set
         searcher = context.serving.side_searcher if filtered else context.serving.searcher
         hits = await searcher.search(query)
         owners = hits.values(videos.columns["owners"], "owners")

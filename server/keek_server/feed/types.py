@@ -45,7 +45,7 @@ class FeedQuery:
     def allowed(self) -> Allowed | None:
         """Which rows of an index may be in the feed, by their columns; None where any may."""
         if not self.blocked_owners:
-            return self.filter.mask if self.filter.is_set else None
+            return self.filter.allowed
         return self._meets_both
 
     def _meets_both(self, columns: Columns) -> Mask:

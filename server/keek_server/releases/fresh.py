@@ -40,6 +40,7 @@ class FreshVideos:
             release.corpus.columns,
             fresh_columns=FRESH_COLUMNS,
             fresh_limit=fresh_limit,
+            postings=release.corpus.postings,
         )
         self.deleted: set[str] = set()
         """Videos of the release, or newer, that must not be shown any more."""

@@ -1,7 +1,7 @@
 """A release as a server holds it: mapped, immutable, captured once by each request."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from keek_server.retrieval.ids import IdTable, Rows
 from keek_server.retrieval.index import FaissIndex, Index, IndexReport, Mask, Vectors
 from keek_server.retrieval.milvus import MilvusIndex
 from keek_server.retrieval.milvus_store import Milvus
+from keek_server.retrieval.postings import Postings
 from keek_server.towers.contract import DIMENSION
 from keek_server.towers.features import MAX_TAGS
 
@@ -47,6 +48,9 @@ VIDEO_COLUMNS: Final[Mapping[str, Column]] = {
 }
 """What a release knows of a video, by row."""
 
+POSTED: Final = ("owners", "tags")
+"""Columns of which few rows have the same value."""
+
 _ADDED: Final = frozenset({"languages", "regions"})
 """Columns that releases of before lack: of their videos nothing is known there."""
 
@@ -62,6 +66,8 @@ class Corpus:
     """int64 [at most POPULAR_LIMIT], most popular first."""
     popularity: npt.NDArray[np.float32]
     """float32, share of the interactions, beside `popular`."""
+    postings: Mapping[str, Postings] = field(default_factory=dict)
+    """Of the columns POSTED, as far as they are in files."""
 
     @property
     def vectors(self) -> Vectors:
@@ -86,6 +92,8 @@ class Corpus:
         self.ids.save(folder)
         for name in VIDEO_COLUMNS:
             np.save(folder / f"{name}.npy", self.columns[name])
+        for name in POSTED:
+            Postings.build(self.columns[name]).save(folder, name)
         np.save(folder / _POPULAR, self.popular)
         np.save(folder / _POPULARITY, self.popularity)
 
@@ -104,7 +112,8 @@ class Corpus:
             else _mapped(folder / f"{name}.npy")
             for name, column in VIDEO_COLUMNS.items()
         }
-        return cls(ids, columns, _mapped(folder / _POPULAR), _mapped(folder / _POPULARITY))
+        postings = {name: opened for name in POSTED if (opened := Postings.open(folder, name)) is not None}
+        return cls(ids, columns, _mapped(folder / _POPULAR), _mapped(folder / _POPULARITY), postings)
 
 
 @dataclass(frozen=True, slots=True)

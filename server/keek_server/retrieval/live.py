@@ -10,6 +10,7 @@ import numpy.typing as npt
 from keek_server.retrieval.fresh import VECTORS, Allowed, Column, Columns, FreshHits, FreshPart
 from keek_server.retrieval.ids import IdTable
 from keek_server.retrieval.index import Index, Mask, Rows, Scores, Vectors
+from keek_server.retrieval.postings import Postings
 from keek_server.retrieval.query import Excluded, Hits, Query
 
 _SAMPLE: Final = 4096
@@ -57,6 +58,7 @@ class LiveIndex:
         *,
         fresh_columns: Mapping[str, Column],
         fresh_limit: int,
+        postings: Mapping[str, Postings] | None = None,
     ) -> None:
         """
         Args:
@@ -65,8 +67,10 @@ class LiveIndex:
             columns: Of the n rows: `vectors`, and what filters read.
             fresh_columns: The same columns, as the fresh part keeps them.
             fresh_limit: See `FreshPart`.
+            postings: Of some of the columns.
         """
         self._indexes = indexes
+        self._postings = postings or {}
         self.ids = ids
         self.columns = columns
         self.fresh = FreshPart(fresh_columns, limit=fresh_limit)
@@ -185,8 +189,8 @@ class LiveIndex:
     def _search_main(self, query: Query, allowed: Allowed | None) -> tuple[Scores, Rows]:
         """What the main part has, [found] each.
 
-        A filter that many rows meet is asked about the best rows, as many as should be enough; it is asked
-        about all rows only when few meet it.
+        A filter that many rows meet is asked about the best rows, as many as should be enough. One that few
+        meet is asked about those that postings name, or else about all rows.
         """
         vector, index = query.vector[None], self._indexes[query.by]
         share, spare = self._share(allowed), _spare(query)
@@ -207,11 +211,22 @@ class LiveIndex:
                 # Fewer lie near this query than elsewhere.
                 share = min(share / 2, met_count / depth)
             spare = 2 * max(spare, met_count - count)
-        findable = ~self._dead if allowed is None else allowed(self.columns) & ~self._dead
-        findable[query.excluded.rows(self.ids)] = False
-        scores, rows = index.search(vector, query.k, findable)
+        scores, rows = index.search(vector, query.k, self._findable(query, allowed))
         met = self._alive(rows[0])
         return scores[0][met], rows[0][met]
+
+    def _findable(self, query: Query, allowed: Allowed | None) -> Mask:
+        """All rows of the main part that a query may find."""
+        among = query.among(self._postings) if query.among is not None else None
+        if allowed is None:
+            findable = ~self._dead
+        elif among is None:
+            findable = allowed(self.columns) & ~self._dead
+        else:
+            findable = np.zeros(len(self._dead), np.bool_)
+            findable[among] = allowed(_RowsOf(self.columns, among)) & ~self._dead[among]
+        findable[query.excluded.rows(self.ids)] = False
+        return findable
 
     def _keeps(self, rows: Rows, excluded: Excluded) -> Mask:
         """Which rows of the main part a query may find, as far as their ids say."""

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from keek_server.retrieval.fresh import VECTORS, Allowed, FreshHits
 from keek_server.retrieval.ids import IdTable, hash_id
 from keek_server.retrieval.index import Mask, Rows
+from keek_server.retrieval.postings import Among
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -55,6 +56,8 @@ class Query:
     """The column of vectors that is searched."""
     excluded: Excluded = field(default_factory=Excluded)
     """Which rows may not, by their ids."""
+    among: Among | None = None
+    """Where the allowed rows of the main part are, if that can be looked up."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ class Finder:
         """
         serving = self._live.serving()
         vector = _vector_of(serving, video_id)
-        query = Query(vector, _SIMILAR_CANDIDATES, filter_.mask if filter_.is_set else None)
+        query = Query(vector, _SIMILAR_CANDIDATES, filter_.allowed, among=filter_.rows)
         hits = await serving.side_searcher.search(query)
         ranking = await asyncio.to_thread(_by_cosine, serving.fresh.index, hits, vector)
         return Found(serving, [hit for hit in ranking if hit[0] != video_id][:count])
@@ -111,7 +111,7 @@ class Finder:
     async def _look_alikes(
         self, serving: ServingRelease, vector: Float32Array, filter_: VideoFilter, count: int
     ) -> Found:
-        query = Query(vector, count + _REPEATS, filter_.mask if filter_.is_set else None, CLIP)
+        query = Query(vector, count + _REPEATS, filter_.allowed, CLIP, among=filter_.rows)
         hits = await serving.side_searcher.search(query)
         return Found(serving, (await asyncio.to_thread(_by_score, hits))[:count])
 

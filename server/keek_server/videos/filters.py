@@ -1,6 +1,6 @@
 """Conditions on the videos that a search may find."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Final
@@ -8,9 +8,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from keek_server.retrieval.fresh import Columns
+from keek_server.retrieval.fresh import Allowed, Columns
 from keek_server.retrieval.ids import hash_id
-from keek_server.retrieval.index import Mask
+from keek_server.retrieval.index import Mask, Rows
+from keek_server.retrieval.postings import Postings
 from keek_server.towers.features import Int32Array, pad_tags
 from keek_server.videos.locales import language_hashes, region_hashes
 
@@ -42,6 +43,19 @@ class VideoFilter:
     def is_set(self) -> bool:
         """Whether it asks for anything."""
         return self != ANY_VIDEO
+
+    @property
+    def allowed(self) -> Allowed | None:
+        """`mask`, where it asks for anything."""
+        return self.mask if self.is_set else None
+
+    def rows(self, postings: Mapping[str, Postings]) -> Rows | None:
+        """Rows of videos, all that meet it among them, where the owner or the tags say which; else None."""
+        if self.owner_id and "owners" in postings:
+            return postings["owners"].rows_with([hash_id(self.owner_id)])
+        if self.tags and "tags" in postings:
+            return postings["tags"].rows_with(pad_tags([[tag] for tag in self.tags])[:, 0])
+        return None
 
     def mask(self, columns: Columns) -> Mask:
         """Which of n videos meet it: bool [n], from their VIDEO_COLUMNS."""
