@@ -1,4 +1,4 @@
-"""Feeds under load, from a release of any size: beside what they could cost at best, and what they did before.
+"""Feeds under load, from a release of any size, beside what they cost at best and what they cost before.
 
 Users come by Zipf's law out of 100,000, all of whom have a history, so that every feed goes through
 the user tower. ghz, a compiled client, makes the calls, on the same cores as everything else; curl calls the

@@ -1,24 +1,55 @@
 #!/usr/bin/env bash
-# run.sh [PORT]: load-tests the server on 127.0.0.1 with ghz. Reports go to var/load-test/.
-# docs/load-testing.md says how to read them.
+# run.sh [PORT]: load-tests the server on 127.0.0.1 with ghz; where none runs at the port, one that it starts
+# itself and stops again. Reports go to var/load-test/. docs/load-testing.md says how to read them.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-readonly VERSION=0.121.0
-readonly GHZ=var/bin/ghz-$VERSION/ghz
 readonly CONFIGS=clients/ghz
 readonly REPORTS=var/load-test
 readonly PYTHON=.venv/bin/python
-# Nothing but this machine is ever loaded.
-readonly ADDRESS=127.0.0.1:${1:-50051}
-# The longest that one run may take.
+# The longest that one run may take, and that a server may take to come up.
 readonly LIMIT_S=180
+readonly UP_S=60
 
-install_ghz() {
-    [[ -x $GHZ ]] && return
-    command -v go > /dev/null || { echo "ghz $VERSION is built with Go, which is missing" >&2; exit 1; }
-    echo "installing ghz $VERSION"
-    GOBIN=$PWD/$(dirname "$GHZ") go install "github.com/bojand/ghz/cmd/ghz@v$VERSION"
+# Nothing but this machine is ever loaded.
+address=127.0.0.1:${1:-50051}
+metrics=${KEEK_METRICS_LISTEN:-}
+server=
+
+serves() { "$PYTHON" deploy/check_health.py "$address" keek.v1.FeedService > /dev/null 2>&1; }
+
+free_port() {
+    "$PYTHON" -c 'from keek_server.embedded.ports import free_port; print(free_port())'
+}
+
+stop_server() {
+    [[ -n $server ]] || return 0
+    kill "$server" 2> /dev/null || true
+    wait "$server" || true
+}
+
+start_server() {
+    local log=$REPORTS/server.log
+    address=127.0.0.1:$(free_port)
+    metrics=127.0.0.1:$(free_port)
+    echo "no server serves feeds at the port: starting one at $address, its log in $log"
+    KEEK_LISTEN=$address KEEK_METRICS_LISTEN=$metrics .venv/bin/keek-server up > "$log" 2>&1 &
+    server=$!
+    trap stop_server EXIT
+    trap 'exit 130' INT TERM
+    local deadline=$((SECONDS + UP_S))
+    until serves; do
+        if ! kill -0 "$server" 2> /dev/null; then
+            tail -n 5 "$log" >&2
+            exit 1
+        fi
+        if ((SECONDS > deadline)); then
+            echo "no feeds after $UP_S s: is a release published ('make demo')? The end of $log:" >&2
+            tail -n 5 "$log" >&2
+            exit 1
+        fi
+        sleep 0.5
+    done
 }
 
 # load NAME CONFIG [OPTION...]
@@ -26,29 +57,35 @@ load() {
     local name=$1 config=$2
     shift 2
     echo "running $name"
-    timeout "$LIMIT_S" "$GHZ" --config "$CONFIGS/$config.json" --name "$name" \
-        --format json --output "$REPORTS/$name.json" "$@" "$ADDRESS"
+    timeout "$LIMIT_S" "$ghz" --config "$CONFIGS/$config.json" --name "$name" \
+        --format json --output "$REPORTS/$name.json" "$@" "$address"
 }
 
-install_ghz
-"$PYTHON" deploy/check_health.py "$ADDRESS" keek.v1.FeedService || {
-    echo "no feeds at $ADDRESS: start a server that has a release ('make run') first" >&2
-    exit 1
-}
+ghz=$("$CONFIGS/install.sh")
 mkdir -p "$REPORTS"
-rm -f "$REPORTS"/*.json
+rm -f "$REPORTS"/*.json "$REPORTS"/metrics_*.txt "$REPORTS/report.html"
+serves || start_server
 
+"$PYTHON" "$CONFIGS/prepare.py" "$address" "$REPORTS/data"
 interactions=$REPORTS/data/interactions.json
-"$PYTHON" "$CONFIGS/interactions.py" "$ADDRESS" "$CONFIGS/record_interaction.json" "$interactions"
+searches=$REPORTS/data/searches.json
+[[ -f $searches ]] || echo "the release has no CLIP: searches are left out"
+[[ -z $metrics ]] || "$PYTHON" "$CONFIGS/metrics.py" "$metrics" "$REPORTS/metrics_before.txt" || true
 
 # Interactions first: they give the users of the feeds a history, whatever data the server has.
 load record_interaction record_interaction --data-file "$interactions"
 load list_feed list_feed
 load stream_feed stream_feed
+[[ ! -f $searches ]] || load search_videos search_videos --data-file "$searches"
 load list_feed_at_rate list_feed_at_rate
-# What a real day is like: reads and writes together, at a rate that does not wait for answers.
-load mixed_record_interaction record_interaction --data-file "$interactions" --async --rps 50 --total 500 &
-load mixed_list_feed list_feed_at_rate
-wait $!
+# What a real day is like: everything together, at rates that do not wait for answers.
+parts=()
+load day_stream_feed day_stream_feed & parts+=($!)
+load day_record_interaction day_record_interaction --data-file "$interactions" & parts+=($!)
+[[ ! -f $searches ]] || { load day_search_videos day_search_videos --data-file "$searches" & parts+=($!); }
+load day_list_feed day_list_feed
+for part in "${parts[@]}"; do wait "$part"; done
 
+[[ ! -f $REPORTS/metrics_before.txt ]] || "$PYTHON" "$CONFIGS/metrics.py" "$metrics" "$REPORTS/metrics_after.txt"
+"$PYTHON" "$CONFIGS/report.py" "$REPORTS"
 "$PYTHON" "$CONFIGS/summary.py" "$REPORTS" | tee "$REPORTS/summary.txt"

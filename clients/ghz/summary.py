@@ -27,10 +27,15 @@ def errors(report: dict[str, Any]) -> list[str]:
     return [f"{report['name']}: {line}" for line in (*codes, *texts, *missing)]
 
 
+def read_reports(folder: Path) -> list[dict[str, Any]]:
+    """All reports of a folder, in the order that they were written."""
+    paths = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    return [json.loads(path.read_text("utf-8")) for path in paths]
+
+
 def main(folder: Path) -> int:
     """Prints the table, and below it every error."""
-    paths = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    reports = [json.loads(path.read_text("utf-8")) for path in paths]
+    reports = read_reports(folder)
     print(f"{'':26}{'calls':>8}{'OK':>8}{'calls/s':>9}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}{'max ms':>9}")
     for report in reports:
         print(row(report))
