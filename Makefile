@@ -61,7 +61,7 @@ run: setup repository ## the server with its embedded Triton and Redis, until Ct
 test: setup $(CLIP_READY) ## all tests, against real servers (CLIP=0 leaves out those that export CLIP)
 	@$(BIN)/pytest
 
-bench: setup .venv/.clip-ready ## the benchmarks; JSON to benchmarks/results/ (the feed's on the release that the demo published)
+bench: setup .venv/.clip-ready ## the benchmarks; JSON to benchmarks/results/ (the feed's needs Go, and curl)
 	@$(BIN)/python -m benchmarks.feed
 	@$(BIN)/python -m benchmarks.interactions
 	@$(BIN)/python -m benchmarks.interactions --database postgresql
@@ -74,7 +74,7 @@ bench: setup .venv/.clip-ready ## the benchmarks; JSON to benchmarks/results/ (t
 	@$(BIN)/python -m benchmarks.publish
 	@$(BIN)/python -m benchmarks.bad_models
 
-load-test: setup ## ghz against the running server (needs Go)
+load-test: setup repository ## ghz against the running server, or one that it starts; an HTML report (needs Go)
 	@clients/ghz/run.sh
 
 lint: .venv/.ready proto-check ## ruff, mypy, import-linter, stubs without drift

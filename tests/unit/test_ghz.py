@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +10,18 @@ from typing import Any
 
 import pytest
 from google.protobuf import descriptor_pool, json_format, message_factory
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
-from keek.v1 import feed_service_pb2, interaction_service_pb2
+from keek.v1 import feed_service_pb2, interaction_service_pb2, search_service_pb2
 from keek_server.rpc.rules import RuleChecker
 
 KIT = Path(__file__).parents[2] / "clients" / "ghz"
+RECORDED = Path(__file__).parents[1] / "data" / "ghz_list_feed_at_rate.json"
 CONFIGS = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(KIT.glob("*.json"))}
-PACKAGES = {feed_service_pb2.DESCRIPTOR.package, interaction_service_pb2.DESCRIPTOR.package}
+SERVICES = (feed_service_pb2, interaction_service_pb2, search_service_pb2)
+PACKAGES = {service.DESCRIPTOR.package for service in SERVICES}
+
+RUN_OPTIONS = {"total": 4, "call": "ListFeed", "concurrency": 1, "connections": 1}
 
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
@@ -25,7 +31,9 @@ def filled_in(data: dict[str, Any]) -> dict[str, Any]:
     text = json.dumps(data)
     text = text.replace("{{newUUID}}", "8bdf3a1c-9e01-4d0a-8a53-5b0f4a6f8a10")
     text = re.sub(r"\{\{if [^}]*\}\}(\w+)\{\{else\}\}\w+\{\{end\}\}", r"\1", text)
-    text = re.sub(r"\{\{randomInt (\d+) \d+\}\}", r"\1", text)
+    # A number up to one that is drawn, or one of some texts.
+    text = re.sub(r"\{\{randomInt (\d+) \(index \(list [\d ]+\) \(randomInt \d+ \d+\)\)\}\}", r"\1", text)
+    text = re.sub(r"\{\{index \(list `([^`]+)`[^)]*\) \(randomInt \d+ \d+\)\}\}", r"\1", text)
     assert "{{" not in text
     filled: dict[str, Any] = json.loads(text)
     return filled
@@ -52,7 +60,27 @@ def test_a_config_loads_this_machine_alone_and_ends(config: dict[str, Any]) -> N
 
 def test_the_script_runs_every_config() -> None:
     script = (KIT / "run.sh").read_text("utf-8")
-    assert {config for _, config in re.findall(r"^load (\w+) (\w+)", script, re.MULTILINE)} == set(CONFIGS)
+    assert {config for _, config in re.findall(r"\bload ([a-z_]+) ([a-z_]+)", script)} == set(CONFIGS)
+
+
+def test_a_mixed_day_does_not_wait_for_answers_and_its_parts_end_together() -> None:
+    parts = {name: config for name, config in CONFIGS.items() if name.startswith("day_")}
+    assert {config["call"].rpartition("/")[2] for config in parts.values()} == {
+        "ListFeed",
+        "StreamFeed",
+        "RecordInteraction",
+        "SearchVideos",
+    }
+    assert all(config["async"] and config["connections"] > 1 for config in parts.values())
+    assert len({config["total"] / config["rps"] for config in parts.values()}) == 1
+
+
+@every_config
+def test_a_list_that_a_config_draws_from_is_drawn_from_whole(config: dict[str, Any]) -> None:
+    drawn = re.findall(r"\(list ([^)]+)\) \(randomInt 0 (\d+)\)", json.dumps(config["data"]))
+    assert drawn
+    for listed, count in drawn:
+        assert len(re.findall(r"`[^`]+`|\d+", listed)) == int(count)
 
 
 def report(**changes: Any) -> dict[str, Any]:
@@ -87,3 +115,76 @@ def test_the_summary_fails_when_any_call_failed_or_is_missing(
     assert done.returncode == code
     assert said in done.stdout
     assert "2.00" in done.stdout, "the median in milliseconds"
+
+
+def tell(folder: Path, name: str, feeds: int, failures: int) -> None:
+    """Writes what a server that made so many feeds tells Prometheus."""
+    registry = CollectorRegistry()
+    seconds = Histogram(
+        "keek_rpc_seconds", "Calls.", ("method", "code"), registry=registry, buckets=(0.01, 0.1)
+    )
+    for _ in range(feeds):
+        seconds.labels("ListFeed", "OK").observe(0.05)
+    Counter("keek_feed_failures", "Failed open.", ("stage",), registry=registry).labels("trending").inc(
+        failures
+    )
+    Counter("other", "Not of Keek.", registry=registry).inc(failures)
+    (folder / name).write_bytes(generate_latest(registry))
+
+
+def write_report(folder: Path) -> str:
+    command = [sys.executable, str(KIT / "report.py"), str(folder)]
+    subprocess.run(command, capture_output=True, text=True, check=True)
+    return (folder / "report.html").read_text("utf-8")
+
+
+def test_the_page_shows_a_recorded_run_its_errors_and_what_the_server_counted_meanwhile(
+    tmp_path: Path,
+) -> None:
+    shutil.copy(RECORDED, tmp_path)
+    recorded = json.loads(RECORDED.read_text("utf-8"))
+    tell(tmp_path, "metrics_before.txt", feeds=5, failures=2)
+    tell(tmp_path, "metrics_after.txt", feeds=65, failures=9)
+    page = write_report(tmp_path)
+    good = sorted(each["latency"] for each in recorded["details"] if each["status"] == "OK")
+    assert 0 < len(good) < recorded["count"], "the recording holds both"
+    assert "DeadlineExceeded: 10" in page
+    row = re.search(r"<td>list_feed_at_rate</td>(.*?)</tr>", page)
+    assert row is not None
+    cells = re.findall(r"<td>(.*?)</td>", row[1])
+    assert cells[:2] == ["60", "50"]
+    assert cells[3] == f"{good[25] / 1e6:.2f}", "the median of those that were answered"
+    assert cells[-1] == f"{good[-1] / 1e6:.2f}"
+    bars = [int(count) for count in re.findall(r"ms: (\d+)</title>", page)]
+    assert sum(bars) == len(good)
+    assert re.search(r"ListFeed.*?</td><td>60</td><td>50.00</td><td>100</td>", page)
+    assert re.search(r"keek_feed_failures_total.*?</td><td>7</td>", page)
+    assert "other_total" not in page
+    assert "http" not in page.replace("http://www.w3.org", ""), "it loads nothing"
+
+
+def test_the_page_says_when_the_server_told_nothing(tmp_path: Path) -> None:
+    shutil.copy(RECORDED, tmp_path)
+    assert "started without KEEK_METRICS_LISTEN" in write_report(tmp_path)
+
+
+def test_percentiles_over_time_go_by_when_calls_began(tmp_path: Path) -> None:
+    """A server that stands still answers all at once: by their ends, nothing would have waited."""
+    details = [
+        {"timestamp": f"2026-01-01T00:00:0{2 + i}.5Z", "latency": (2 if i < 2 else 0.5) * 1e9, "status": "OK"}
+        for i in range(4)
+    ]
+    written = report(details=details, count=4, date="", options=RUN_OPTIONS)
+    (tmp_path / "run.json").write_text(json.dumps(written), "utf-8")
+    page = write_report(tmp_path)
+    line = re.search(r'<polyline points="([^"]+)"', page)
+    assert line is not None
+    heights = [float(point.partition(",")[2]) for point in line[1].split()]
+    assert heights[0] == heights[1] < heights[-1], "two slow ones first; up is less in SVG"
+
+
+def test_without_reports_there_is_no_page(tmp_path: Path) -> None:
+    command = [sys.executable, str(KIT / "report.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no report" in done.stderr
