@@ -6,9 +6,11 @@ prototype, which speaks HTTP. What is compared runs in turn, in rounds; medians 
 """
 
 import argparse
+import asyncio
 import os
 import re
 import statistics
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -23,7 +25,7 @@ import keek.aio
 from benchmarks.feed_calls import PAGE_SIZE, STREAM_PAGES, Calls, prototype_times_ms
 from benchmarks.feed_floor import measure_floor
 from benchmarks.feed_peers import running_peer
-from benchmarks.feed_scene import Catalogue, make_catalogue, open_stage, serving
+from benchmarks.feed_scene import Catalogue, make_catalogue, open_stage, serving, wait_until_projected
 from benchmarks.feed_users import asking_users, past_events
 from benchmarks.ghz import Outcome
 from benchmarks.server_process import ServerProcess
@@ -33,7 +35,7 @@ from keek_server.settings import Settings
 _SMALL: Final = 10_000
 _PILOT: Final = 1_000
 _PROTOTYPE_CALLS, _PROTOTYPE_WARM_UP = 40, 5
-_TWO_WORKERS: Final[Mapping[str, Any]] = {"workers": 2}
+_TWO_WORKERS: Final = ("--workers", "2")
 _NO_REUSE: Final[Mapping[str, Any]] = {"reuse_user_vectors": False}
 _FAILURES = re.compile(r"^keek_feed_failures_total\{[^}]*\} (\S+)", re.MULTILINE)
 
@@ -92,8 +94,8 @@ async def measure_feed(videos: int, effort: Effort) -> dict[str, Any]:
         five. `floor_p50_ms`: one raw Triton call, one raw search, one Redis round trip and one echo, in
         sum. `prototype_p50_ms`: brute force by NumPy behind FastAPI, one call at a time.
         `p99_1m_vs_10k`: over the p99 of a release of 10,000 videos, whatever `videos` is.
-        `workers2_vs_1`, `rps_vs_echo_no_reuse`: null where the server has no such setting.
-        `failed_stages`: stages of feeds that failed open, of which ghz sees nothing.
+        `workers2_vs_1`, `rps_vs_echo_no_reuse`: null where the server has no such option
+        or setting. `failed_stages`: stages of feeds that failed open, of which ghz sees nothing.
     """
     with tempfile.TemporaryDirectory(prefix="keek-feed-") as name:
         folder = Path(name)
@@ -103,13 +105,20 @@ async def measure_feed(videos: int, effort: Effort) -> dict[str, Any]:
             small = await make_catalogue(stage, _SMALL, past_events(_SMALL))
             calls = Calls.prepare(folder, catalogue.video_ids)
             async with serving(catalogue, "server") as server, serving(small, "small") as other:
+                await wait_until_projected(server, catalogue)
+                await wait_until_projected(other, small)
                 async with _running_echo(server, folder) as echo:
                     rounds = await _rounds(calls, server.address, other.address, echo, effort)
                 failed_stages = await _failed_stages(server) + await _failed_stages(other)
                 floor = await measure_floor(catalogue, events, stage.history_length)
             prototype_ms = await _prototype_p50_ms(catalogue, folder)
-            two_workers = await _rps_with(catalogue, calls, effort, rounds, _TWO_WORKERS)
-            no_reuse = await _rps_with(catalogue, calls, effort, rounds, _NO_REUSE)
+            two_workers = no_reuse = None
+            if await _has_option(_TWO_WORKERS[0]):
+                async with serving(catalogue, "workers", options=_TWO_WORKERS) as server:
+                    two_workers = await _rps_of(server, calls, effort, rounds)
+            if _NO_REUSE.keys() <= Settings.model_fields.keys():
+                async with serving(catalogue, "no-reuse", _NO_REUSE) as server:
+                    no_reuse = await _rps_of(server, calls, effort, rounds)
     figures = rounds.figures()
     floor["echo_ms"] = _percentile_ms(rounds.echoes, 50)
     floor_ms = sum(floor.values())
@@ -145,20 +154,21 @@ async def _rounds(calls: Calls, feeds: str, small: str, echo: str, effort: Effor
     return rounds
 
 
-async def _rps_with(
-    catalogue: Catalogue, calls: Calls, effort: Effort, measured: Rounds, changes: Mapping[str, Any]
-) -> float | None:
-    """Feeds a second of a server that has other settings; None where there are none of these names."""
-    if not changes.keys() <= Settings.model_fields.keys():
-        return None
+async def _rps_of(server: ServerProcess, calls: Calls, effort: Effort, measured: Rounds) -> float:
+    """Feeds a second of another server, by the same load as in the rounds."""
     expected = _rps(measured.many)
-    async with serving(catalogue, "changed", changes) as server:
-        await calls.many(server.address, _PILOT)
-        outcomes = [
-            (await calls.many_with_interactions(server.address, _total(expected, effort), expected))[0]
-            for _ in range(effort.rounds)
-        ]
-    return _rps(outcomes)
+    await calls.many(server.address, _PILOT)
+    rounds = range(effort.rounds)
+    total = _total(expected, effort)
+    return _rps([(await calls.many_with_interactions(server.address, total, expected))[0] for _ in rounds])
+
+
+async def _has_option(option: str) -> bool:
+    """Whether `keek-server serve` knows it."""
+    command = (sys.executable, "-m", "keek_server", "serve", "--help")
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    return option.encode() in output
 
 
 @asynccontextmanager

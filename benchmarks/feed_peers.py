@@ -63,7 +63,7 @@ async def serve_echo(answer: feed_service_pb2.ListFeedResponse) -> None:
             return answer
 
     server = grpc.aio.server()
-    feed_service_pb2_grpc.add_FeedServiceServicer_to_server(Echo(), server)
+    feed_service_pb2_grpc.add_FeedServiceServicer_to_server(Echo(), server)  # type: ignore[abstract]
     port = server.add_insecure_port(f"{_HOST}:0")
     await server.start()
     print(port, flush=True)

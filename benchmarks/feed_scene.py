@@ -8,7 +8,7 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -143,26 +143,38 @@ async def make_catalogue(stage: Stage, count: int, events: Events) -> Catalogue:
 
 @asynccontextmanager
 async def serving(
-    catalogue: Catalogue, name: str, changes: Mapping[str, Any] | None = None
+    catalogue: Catalogue,
+    name: str,
+    changes: Mapping[str, Any] | None = None,
+    options: Sequence[str] = (),
 ) -> AsyncIterator[ServerProcess]:
-    """A server of this release, which has the whole log in its projection.
+    """A server of this release.
 
     Args:
         catalogue: What it serves.
         name: Names its log file.
         changes: Settings that it has beside the catalogue's.
+        options: Of `keek-server serve`.
 
     Raises:
         TimeoutError: When it does not come up.
     """
     settings = catalogue.settings.model_copy(update=dict(changes or {}))
-    server = ServerProcess(name, settings, settings.data_dir / "logs")
+    server = ServerProcess(name, settings, settings.data_dir / "logs", options)
     async with AsyncExitStack() as resources:
         running = asyncio.create_task(server.run(), name=name)
         resources.push_async_callback(_cancel, running)
         await _until(server, lambda: _serves(server), _UP_S)
-        await _until(server, lambda: _has_projected(server, catalogue.interactions), _PROJECTED_S)
         yield server
+
+
+async def wait_until_projected(server: ServerProcess, catalogue: Catalogue) -> None:
+    """Waits for the whole log to be in the projection, where it stays for servers that come later.
+
+    Raises:
+        TimeoutError: When it takes longer than five minutes.
+    """
+    await _until(server, lambda: _has_projected(server, catalogue.interactions), _PROJECTED_S)
 
 
 def _history_length(run: Run) -> int:

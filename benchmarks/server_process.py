@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import urllib.request
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,15 +25,17 @@ _ACTIVE = re.compile(r"^keek_projector_active 1", re.MULTILINE)
 class ServerProcess:
     """One `keek-server serve`. It dies with this process, however that dies."""
 
-    def __init__(self, name: str, settings: Settings, logs: Path) -> None:
+    def __init__(self, name: str, settings: Settings, logs: Path, options: Sequence[str] = ()) -> None:
         """Finds its ports, which stay the same.
 
         Args:
             name: Names its log file.
             settings: What it runs with, but for the ports.
             logs: Where its log file is.
+            options: Of the command.
         """
         self.name = name
+        self._options = options
         self.address = f"{HOST}:{free_port()}"
         self._metrics_address = f"{HOST}:{free_port()}"
         own = {"listen": self.address, "metrics_listen": self._metrics_address}
@@ -108,7 +111,7 @@ class ServerProcess:
             "user": None,
         }
         launcher = [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), json.dumps(changes)]
-        return [*launcher, sys.executable, "-m", "keek_server", "serve"]
+        return [*launcher, sys.executable, "-m", "keek_server", "serve", *self._options]
 
 
 def variables(settings: Settings) -> dict[str, str]:
