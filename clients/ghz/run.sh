@@ -30,9 +30,13 @@ stop_server() {
 
 start_server() {
     local log=$REPORTS/server.log
+    compgen -G "${KEEK_DATA_DIR:-var}/releases/*/manifest.json" > /dev/null || {
+        echo "no server serves feeds at $address, and no release is published that one could serve: 'make demo' first" >&2
+        exit 1
+    }
     address=127.0.0.1:$(free_port)
     metrics=127.0.0.1:$(free_port)
-    echo "no server serves feeds at the port: starting one at $address, its log in $log"
+    echo "no server serves feeds there: starting one at $address, its log in $log"
     KEEK_LISTEN=$address KEEK_METRICS_LISTEN=$metrics .venv/bin/keek-server up > "$log" 2>&1 &
     server=$!
     trap stop_server EXIT
@@ -63,8 +67,8 @@ load() {
 
 ghz=$("$CONFIGS/install.sh")
 mkdir -p "$REPORTS"
-rm -f "$REPORTS"/*.json "$REPORTS"/metrics_*.txt "$REPORTS/report.html"
 serves || start_server
+rm -f "$REPORTS"/*.json "$REPORTS"/metrics_*.txt "$REPORTS/report.html"
 
 "$PYTHON" "$CONFIGS/prepare.py" "$address" "$REPORTS/data"
 interactions=$REPORTS/data/interactions.json
