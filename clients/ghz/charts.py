@@ -1,51 +1,60 @@
 """Small charts as SVG, for a page that loads nothing from anywhere."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 
 _WIDTH, _HEIGHT = 560, 220
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 22, 34
 _COLOURS = ("#1f77b4", "#ff7f0e", "#d62728", "#2ca02c")
+_GROUP_COLOURS = ("#1f77b4", "#d62728")
 _TICKS = 4
+_NOTHING = "<p>Nothing to show.</p>"
 
 Points = Sequence[tuple[float, float]]
 
 
-def histogram(values: Sequence[float], *, unit: str, bin_count: int = 40) -> str:
+def histogram(groups: Mapping[str, Sequence[float]], *, unit: str, bin_count: int = 40) -> str:
     """How many values lie where; the bins grow by the same factor, for latencies have long tails.
 
     Args:
-        values: Above zero.
+        groups: Values above zero by the name of their group; groups are stacked.
         unit: Of the values.
         bin_count: Bars.
     """
+    values = [value for own in groups.values() for value in own]
     if not values:
-        return "<p>nothing to show</p>"
+        return _NOTHING
     low, high = math.log10(min(values)), math.log10(max(values))
     width = max(high - low, 1e-3) / bin_count
-    counts = [0] * bin_count
-    for value in values:
-        counts[min(int((math.log10(value) - low) / width), bin_count - 1)] += 1
-    x_of, y_of = _Scale(low, low + width * bin_count, _LEFT, _WIDTH - _RIGHT), _y_scale(max(counts))
-    bars = [
-        f'<rect x="{x_of(low + i * width):.1f}" y="{y_of(count):.1f}" fill="{_COLOURS[0]}" '
-        f'width="{x_of(width) - x_of(0) - 1:.1f}" height="{y_of(0) - y_of(count):.1f}">'
-        f"<title>{10 ** (low + i * width):.3g} to {10 ** (low + (i + 1) * width):.3g} {escape(unit)}: "
-        f"{count}</title></rect>"
-        for i, count in enumerate(counts)
-        if count
-    ]
+    stacks = []
+    for own in groups.values():
+        found = Counter(min(int((math.log10(value) - low) / width), bin_count - 1) for value in own)
+        stacks.append([found[i] for i in range(bin_count)])
+    most = max(map(sum, zip(*stacks, strict=True)))
+    x_of, y_of = _Scale(low, low + width * bin_count, _LEFT, _WIDTH - _RIGHT), _y_scale(most)
+    parts, below = _y_axis(most, y_of, "calls"), [0] * bin_count
+    for number, (name, counts) in enumerate(zip(groups, stacks, strict=True)):
+        for i, count in enumerate(counts):
+            if count:
+                start, end = 10 ** (low + i * width), 10 ** (low + (i + 1) * width)
+                said = f"{start:.3g} to {end:.3g} {unit}: {count} {name}"
+                parts.append(
+                    f'<rect x="{x_of(low + i * width):.1f}" y="{y_of(below[i] + count):.1f}" '
+                    f'width="{x_of(low + width) - x_of(low) - 1:.1f}" height="{y_of(0) - y_of(count):.1f}" '
+                    f'fill="{_GROUP_COLOURS[number]}"><title>{escape(said)}</title></rect>'
+                )
+                below[i] += count
     ticks = [low + (high - low) * i / _TICKS for i in range(_TICKS + 1)]
-    labels = [_x_label(x_of(tick), f"{10**tick:.3g}") for tick in ticks]
-    return _svg([*_y_axis(max(counts), y_of, "calls"), *bars, *labels, _x_title(unit)])
+    return _svg([*parts, *(_x_label(x_of(tick), f"{10**tick:.3g}") for tick in ticks), _x_title(unit)])
 
 
 def lines(series: Mapping[str, Points], *, x_unit: str, y_unit: str) -> str:
     """One line a name, over what begins at zero."""
     points = [point for own in series.values() for point in own]
     if not points:
-        return "<p>nothing to show</p>"
+        return _NOTHING
     most_x, most_y = max(x for x, _ in points), max(y for _, y in points)
     x_of, y_of = _Scale(0, max(most_x, 1e-9), _LEFT, _WIDTH - _RIGHT), _y_scale(most_y)
     parts = _y_axis(most_y, y_of, y_unit)

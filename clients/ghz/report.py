@@ -20,6 +20,7 @@ _NS_PER_MS = 1e6
 _PERCENTAGES = (50, 95, 99)
 _PIECES = 20
 """Pieces of a run that percentiles are shown of."""
+_FAILED = "keek_feed_failures_total"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; }
 table { border-collapse: collapse; }
@@ -81,10 +82,13 @@ _HEAD = ("run", "calls", "OK", "calls/s", *(f"p{percentage} ms" for percentage i
 
 
 def _figures(report: dict[str, Any]) -> list[str]:
-    good = [call.latency_ms for call in calls_of(report) if call.is_ok]
-    shown = [*(percentile(good, percentage) for percentage in _PERCENTAGES), max(good)] if good else []
+    calls = calls_of(report)
+    # Failed ones are among them: without those that came too late, the tail would look good.
+    times_ms = [call.latency_ms for call in calls]
+    shown = [*(percentile(times_ms, each) for each in _PERCENTAGES), max(times_ms)] if times_ms else []
     figures = [f"{value:.2f}" for value in shown] or ["-"] * (len(_PERCENTAGES) + 1)
-    return [report["name"], str(report["count"]), str(len(good)), f"{report['rps']:.0f}", *figures]
+    succeeded = sum(call.is_ok for call in calls)
+    return [report["name"], str(report["count"]), str(succeeded), f"{report['rps']:.0f}", *figures]
 
 
 def _run(report: dict[str, Any]) -> str:
@@ -93,21 +97,24 @@ def _run(report: dict[str, Any]) -> str:
     how = (
         f"{options['rps']} calls a second, whether or not it keeps up"
         if options.get("async")
-        else (f"{options['concurrency']} callers, each waiting for its answer")
+        else f"{options['concurrency']} callers, each waiting for its answer"
     )
-    good = [call.latency_ms for call in calls if call.is_ok]
+    groups = {
+        "answered": [call.latency_ms for call in calls if call.is_ok],
+        "failed": [call.latency_ms for call in calls if not call.is_ok],
+    }
     return (
         f"<h2>{escape(report['name'])}</h2><p>{escape(options['call'])}: {how}; "
         f"{options['connections']} connections.</p><div class=charts>"
-        f"<figure><figcaption>Latencies</figcaption>{histogram(good, unit='ms')}</figure>"
+        f"<figure><figcaption>Latencies; failed calls in red</figcaption>"
+        f"{histogram(groups, unit='ms')}</figure>"
         f"<figure><figcaption>Percentiles over time, by when calls began</figcaption>"
         f"{lines(over_time(calls), x_unit='s', y_unit='ms')}</figure></div>"
     )
 
 
 def over_time(calls: Sequence[Call]) -> dict[str, list[tuple[float, float]]]:
-    """Points of each percentile, and of the share that failed where any did: the middle of a piece of the
-    run in seconds, and milliseconds."""
+    """Points of each percentile: the middle of a piece of the run in seconds, and milliseconds."""
     if not calls:
         return {}
     piece_s = max(calls[-1].start_s, 1e-3) / _PIECES
@@ -116,10 +123,9 @@ def over_time(calls: Sequence[Call]) -> dict[str, list[tuple[float, float]]]:
         pieces[min(int(call.start_s / piece_s), _PIECES - 1)].append(call)
     series: dict[str, list[tuple[float, float]]] = {f"p{percentage}": [] for percentage in _PERCENTAGES}
     for number, own in sorted(pieces.items()):
-        good = [call.latency_ms for call in own if call.is_ok]
+        times_ms = [call.latency_ms for call in own]
         for percentage in _PERCENTAGES:
-            if good:
-                series[f"p{percentage}"].append(((number + 0.5) * piece_s, percentile(good, percentage)))
+            series[f"p{percentage}"].append(((number + 0.5) * piece_s, percentile(times_ms, percentage)))
     return series
 
 
@@ -136,9 +142,14 @@ def _server(before: str | None, after: str | None) -> str:
         for name, each in sorted(timed(before, after).items())
         if "_seconds" in name
     ]
-    counts = [[name, f"{change:g}"] for name, change in sorted(counted(before, after).items())]
+    grown = counted(before, after)
+    failed = sum(change for name, change in grown.items() if name.startswith(_FAILED))
+    warning = (
+        [f"{failed:g} stages of feeds failed open: calls were answered by poorer feeds"] if failed else []
+    )
+    counts = [[name, f"{change:g}"] for name, change in sorted(grown.items())]
     head = ("times", "count", "mean ms", *(f"p{percentage} at most, ms" for percentage in _PERCENTAGES))
-    return _table(head, times) + "<br>" + _table(("counters", "grew by"), counts)
+    return _list(warning) + _table(head, times) + "<br>" + _table(("counters", "grew by"), counts)
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
