@@ -14,8 +14,8 @@ from benchmarks.rotated_towers import rotation
 from benchmarks.tower_files import Towers
 from keek_server.clock import now_us
 from keek_server.feed.history import history_inputs
+from keek_server.interactions.history import HistoryEntry
 from keek_server.interactions.log import InteractionLog
-from keek_server.interactions.projection import HistoryEntry
 from keek_server.retrieval.index import Mask, Vectors
 from keek_server.settings import Settings
 from keek_server.storage.database import Database, open_database

@@ -22,6 +22,7 @@ from keek_server.feed.sources import PersonalisedSource, PopularSource, Trending
 from keek_server.feed.types import FeedSource
 from keek_server.interactions.connection import open_redis
 from keek_server.interactions.csv_tail import CsvTail
+from keek_server.interactions.heads import TrendingHead
 from keek_server.interactions.keys import ProjectionKeys
 from keek_server.interactions.log import InteractionLog
 from keek_server.interactions.projection import Projection
@@ -110,6 +111,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         keys = ProjectionKeys.of(settings.redis_prefix, (await log.extent()).log_id)
         projection = Projection(redis, keys, deadline_s=settings.redis_deadline_s)
         trending = Trending(projection, settings)
+        head = TrendingHead(trending, refresh_s=settings.trending_refresh_s)
         projector = Projector(log, projection, ProjectionWriter(redis, keys, settings), settings)
         feed = ChangeFeed(database)
         registry = ReleaseRegistry(database)
@@ -134,7 +136,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             live,
             Stages(
                 hydrators=(ProjectionHydrator(projection), LogHydrator(log, settings.history_limit)),
-                sources=(PersonalisedSource(), TrendingSource(trending, catalogue), PopularSource()),
+                sources=(PersonalisedSource(), TrendingSource(trending, head, catalogue), PopularSource()),
                 filters=FILTERS,
                 scorer=SourceScorer(),
                 selector=QuotaSelector(settings.personalised_share, settings.per_owner_cap),
@@ -158,7 +160,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             }
         )
         health = Health()
-        recorder = Recorder(log, catalogue, projector, wait_for_feed_s=settings.wait_for_feed_s)
+        recorder = Recorder(log, catalogue, projector, head, wait_for_feed_s=settings.wait_for_feed_s)
         rollouts = Rollouts(registry, fleet, channel)
         server = build_server(
             FeedServicer(pipeline, catalogue, deadline_s=settings.feed_deadline_s),

@@ -22,6 +22,7 @@ from keek_server.feed.pipeline import FeedPipeline, Stages
 from keek_server.feed.scorers import SourceScorer
 from keek_server.feed.sources import PopularSource
 from keek_server.feed.types import Candidate, FeedContext, FeedPage, FeedQuery, FeedSource
+from keek_server.interactions.history import History
 from keek_server.interactions.projection import UserState
 from keek_server.releases.release import Corpus, Release
 from keek_server.retrieval.build import IndexOptions, build_index
@@ -61,6 +62,7 @@ class Personalised:
 
     name = "personalised"
     source = FeedSource.PERSONALISED
+    waits = True
 
     def __init__(self) -> None:
         self.works = False
@@ -95,7 +97,7 @@ class Seen:
         self._seen = frozenset(video_ids)
 
     async def hydrate(self, context: FeedContext) -> None:
-        context.user = UserState([], self._seen)
+        context.user = UserState(History(), self._seen)
 
 
 @dataclasses.dataclass

@@ -16,8 +16,8 @@ from tritonclient.grpc.aio import InferenceServerClient
 
 from keek_server.embedded import EmbeddedStack
 from keek_server.feed.history import history_inputs
+from keek_server.interactions.history import HistoryEntry
 from keek_server.interactions.kinds import KINDS
-from keek_server.interactions.projection import HistoryEntry
 from keek_server.releases.manifest import GateResult
 from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.index import IndexReport

@@ -14,6 +14,7 @@ from keek.v1 import trending_service_pb2 as pb
 from keek_server.embedded.stack import EmbeddedStack
 from keek_server.feed.sources import TrendingSource
 from keek_server.feed.types import FeedContext, FeedQuery
+from keek_server.interactions.heads import TrendingHead
 from keek_server.retrieval.ids import hash_id
 from keek_server.rpc.trending import TrendingServicer
 from keek_server.settings import Settings
@@ -63,7 +64,8 @@ async def test_a_feed_has_its_trending_share_though_the_strongest_were_deleted(
     deleted = set(names(range(31))) if known_to_index else set()
     serving: Any = SimpleNamespace(fresh=SimpleNamespace(deleted=deleted))
     context = FeedContext(FeedQuery("u", 10, 1.0), serving, 0)
-    candidates = await TrendingSource(parts.trending, catalogue).candidates(context, 5)
+    head = TrendingHead(parts.trending, refresh_s=0.2)
+    candidates = await TrendingSource(parts.trending, head, catalogue).candidates(context, 5)
     assert [candidate.video_id for candidate in candidates] == names(range(31, 46))
     assert [candidate.owner for candidate in candidates] == [hash_id(f"o{n}") for n in range(31, 46)]
 

@@ -8,8 +8,8 @@ import pytest
 import xxhash
 
 from keek_server.feed.history import history_inputs
+from keek_server.interactions.history import HistoryEntry
 from keek_server.interactions.kinds import InteractionKind
-from keek_server.interactions.projection import HistoryEntry
 from keek_server.releases.release import Corpus
 from keek_server.retrieval.fresh import VECTORS
 from keek_server.towers.contract import DIMENSION

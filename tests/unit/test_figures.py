@@ -17,8 +17,9 @@ from keek_server.feed.types import (
     SlotShare,
     SourceTrace,
 )
+from keek_server.interactions.history import History, HistoryEntry
 from keek_server.interactions.kinds import InteractionKind
-from keek_server.interactions.projection import HistoryEntry, UserState
+from keek_server.interactions.projection import UserState
 from keek_server.releases.figures import ReleaseFigures
 from keek_server.releases.fleet import Figures
 from keek_server.releases.live import LiveRelease, Served
@@ -56,7 +57,7 @@ def page(
 ) -> FeedPage:
     entries = [HistoryEntry(f"h{number}", InteractionKind.LIKE, number) for number in range(history)]
     context = FeedContext(FeedQuery("u", 10, 1.0, served), release or serving("a"), 1)
-    context.user = UserState(entries, frozenset())
+    context.user = UserState(History.of(entries), frozenset())
     items = [Candidate(video_id, PERSONALISED, 1.0) for video_id in video_ids]
     shares = [SlotShare(PERSONALISED, slots, len(items))]
     return FeedPage(

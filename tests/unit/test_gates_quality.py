@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from keek_server.interactions.history import HistoryEntry
 from keek_server.interactions.kinds import InteractionKind
-from keek_server.interactions.projection import HistoryEntry
 from keek_server.releases.release import Corpus
 from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.fresh import VECTORS

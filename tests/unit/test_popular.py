@@ -8,6 +8,7 @@ import pytest
 
 from keek_server.feed.sources import PopularSource
 from keek_server.feed.types import FeedContext, FeedQuery
+from keek_server.interactions.history import History
 from keek_server.interactions.projection import UserState
 from keek_server.releases.release import POPULAR_LIMIT, VIDEO_COLUMNS, Corpus
 from keek_server.retrieval.ids import hash_id
@@ -29,7 +30,7 @@ def context(corpus: Corpus, deleted: set[str], *, seen: int = 0, blocked: int = 
         release=SimpleNamespace(corpus=corpus), fresh=SimpleNamespace(deleted=deleted)
     )
     owners = frozenset(hash_id(f"o{COUNT - 1 - n}") for n in range(blocked))
-    user = UserState([], frozenset(f"seen{n}" for n in range(seen)))
+    user = UserState(History(), frozenset(f"v{COUNT - 1 - n}" for n in range(seen)))
     return FeedContext(FeedQuery("u", 10, 1.0, blocked_owners=owners), serving, 0, user)
 
 

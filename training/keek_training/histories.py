@@ -7,8 +7,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from keek_server.interactions.history import HistoryEntry
 from keek_server.interactions.kinds import KINDS
-from keek_server.interactions.projection import HistoryEntry
 from keek_server.storage.database import Database
 from keek_server.storage.tables import interactions
 

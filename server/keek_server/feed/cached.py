@@ -105,6 +105,7 @@ class CachedSource:
 
     name = "cached"
     source = FeedSource.CACHED
+    waits = True
 
     def __init__(self, feeds: CachedFeeds) -> None:
         self._feeds = feeds

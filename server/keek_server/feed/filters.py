@@ -13,6 +13,8 @@ class DeletedFilter:
     def keeps(self, context: FeedContext, candidates: list[Candidate]) -> list[bool]:
         """See `Filter`."""
         deleted = context.serving.fresh.deleted
+        if not deleted:
+            return [True] * len(candidates)
         return [candidate.video_id not in deleted for candidate in candidates]
 
 
@@ -36,7 +38,7 @@ class ServedFilter:
 
     def keeps(self, context: FeedContext, candidates: list[Candidate]) -> list[bool]:
         """See `Filter`."""
-        served = frozenset(context.query.served)
+        served = context.served
         if not served:
             return [True] * len(candidates)
         return [hash_id(candidate.video_id) not in served for candidate in candidates]
@@ -51,6 +53,8 @@ class BlockedOwnerFilter:
     def keeps(self, context: FeedContext, candidates: list[Candidate]) -> list[bool]:
         """See `Filter`."""
         blocked = context.query.blocked_owners
+        if not blocked:
+            return [True] * len(candidates)
         return [candidate.owner not in blocked for candidate in candidates]
 
 

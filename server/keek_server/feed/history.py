@@ -1,13 +1,15 @@
 """A user's history as the user tower reads it."""
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Protocol
 
 import numpy as np
 
-from keek_server.interactions.projection import HistoryEntry
+from keek_server.interactions.history import History, HistoryEntry
 from keek_server.retrieval.index import Mask, Vectors
-from keek_server.towers.users import UserInputs
+from keek_server.towers.features import Float32Array
+from keek_server.towers.users import UserInputs, UserVectors
 
 
 class VideoVectors(Protocol):
@@ -34,3 +36,62 @@ def history_inputs(
     times_us = np.fromiter((entry.event_time_us for entry in history), np.int64, count=len(history))
     ages_s = (np.maximum(now_us - times_us, 0) / 1e6).astype(np.float32)
     return UserInputs(user_id, vectors, kinds[known], ages_s[known])
+
+
+class LivingVectors(VideoVectors, Protocol):
+    """The same, and what of them has changed."""
+
+    @property
+    def change_count(self) -> int:
+        """Grows with every vector that is put or removed."""
+        ...
+
+    def changed_since(self, count: int) -> AbstractSet[str] | None:
+        """The ids that have changed since; None when they are too many to know."""
+        ...
+
+
+async def user_vector(
+    users: UserVectors, videos: LivingVectors, user_id: str, history: History, now_us: int
+) -> Float32Array | None:
+    """The vector of one user, float32 [DIMENSION]: one that is kept, where it still holds, or else Triton's.
+
+    Args:
+        users: The release's user tower, and the vectors that are kept of it.
+        videos: Of the same release.
+        user_id: The user.
+        history: At most the release's history_length interactions, and at least one.
+        now_us: The moment that ages are counted to.
+
+    Returns:
+        None when the release knows none of the history's videos.
+
+    Raises:
+        UnavailableError, OverloadedError: See `UserVectors.vector`.
+    """
+    digest, change_count = history.digest(), videos.change_count
+    kept = users.kept.find(user_id, digest, now_us)
+    if kept is not None and _are_as_before(videos, kept.change_count, history):
+        kept.change_count = change_count
+        return kept.vector
+    inputs = history_inputs(videos, user_id, history, now_us)
+    if len(inputs.kinds) == 0:
+        return None
+    vector = await users.vector(inputs)
+    users.kept.keep(
+        user_id,
+        digest,
+        vector,
+        change_count=change_count,
+        computed_us=now_us,
+        newest_us=history[-1].event_time_us,
+    )
+    return vector
+
+
+def _are_as_before(videos: LivingVectors, change_count: int, history: History) -> bool:
+    """Whether the vectors of a history's videos are the same as when there were so many changes."""
+    if change_count == videos.change_count:
+        return True
+    changed = videos.changed_since(change_count)
+    return changed is not None and changed.isdisjoint(entry.video_id for entry in history)

@@ -1,8 +1,9 @@
 """Where the user's state comes from: the projection, or else the log itself."""
 
 from keek_server.feed.types import Degradation, FeedContext, FeedSource
+from keek_server.interactions.history import History, HistoryEntry
 from keek_server.interactions.log import InteractionLog
-from keek_server.interactions.projection import HistoryEntry, Projection, UserState
+from keek_server.interactions.projection import Projection, UserState
 
 
 class ProjectionHydrator:
@@ -31,7 +32,7 @@ class LogHydrator:
         """See `Hydrator`."""
         rows = await self._log.history(context.query.user_id, self._history_limit)
         entries = [HistoryEntry(row.video_id, row.kind, row.event_time_us) for row in rows]
-        context.user = UserState(entries, frozenset(entry.video_id for entry in entries))
+        context.user = UserState(History.of(entries), frozenset(entry.video_id for entry in entries))
         context.degradations.append(
             Degradation(FeedSource.PERSONALISED, "history read from the log: Redis does not answer")
         )

@@ -83,6 +83,8 @@ class _Page:
 
     def lift_cap(self) -> None:
         """From here on any number of an owner's videos fits: one more is better than a short page."""
+        if all(self.items):
+            return
         self._cap = math.inf
         self._queues = self._restart()
 

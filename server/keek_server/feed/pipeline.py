@@ -77,11 +77,10 @@ class FeedPipeline:
         return FeedPage(context, selection, sources, filters, candidates)
 
     def answered(self, page: FeedPage) -> None:
-        """Starts the side effects of a page that is on its way to the caller."""
-        for effect in self._stages.side_effects:
-            task = asyncio.create_task(_apply(effect, page))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+        """Starts the side effects of a page that is on its way to the caller, one after the other."""
+        task = asyncio.create_task(_apply(self._stages.side_effects, page))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
     async def drain(self) -> None:
         """Waits for the side effects that are under way."""
@@ -112,9 +111,24 @@ class FeedPipeline:
     async def _ask_all(
         self, sources: Iterable[Source], context: FeedContext
     ) -> list[tuple[list[Candidate], SourceTrace]]:
-        """Side by side."""
+        """Side by side. A task costs more than a source that does not wait: those that do have one each, but
+        for the last."""
         enabled = [source for source in sources if source.enabled(context)]
-        return list(await asyncio.gather(*(self._ask(source, context) for source in enabled)))
+        waiting = [source for source in enabled if source.waits]
+        answers: dict[FeedSource, tuple[list[Candidate], SourceTrace]] = {}
+        tasks = {other.source: asyncio.create_task(self._ask(other, context)) for other in waiting[:-1]}
+        try:
+            if tasks:
+                # What they ask for is on its way before anything is computed here.
+                await asyncio.sleep(0)
+            for source in (*waiting[-1:], *(source for source in enabled if not source.waits)):
+                answers[source.source] = await self._ask(source, context)
+            for name, task in tasks.items():
+                answers[name] = await task
+        finally:
+            for task in tasks.values():
+                task.cancel()
+        return [answers[source.source] for source in enabled]
 
     async def _ask(self, source: Source, context: FeedContext) -> tuple[list[Candidate], SourceTrace]:
         slice_s = self._slice_s(context)
@@ -122,9 +136,11 @@ class FeedPipeline:
         reason = ""
         started = time.perf_counter()
         try:
-            with metrics.timed(metrics.stage_seconds, source.name):
+            if source.waits:
                 async with asyncio.timeout(slice_s):
                     candidates = await source.candidates(context, context.query.page_size)
+            else:
+                candidates = await source.candidates(context, context.query.page_size)
         except TimeoutError:
             reason = f"deadline of {slice_s * 1000:.0f} ms exceeded"
         except KeekError as error:
@@ -137,6 +153,7 @@ class FeedPipeline:
             metrics.failures.labels(source.name).inc()
             context.degradations.append(Degradation(source.source, reason))
         elapsed_s = time.perf_counter() - started
+        metrics.stage_of(metrics.stage_seconds, source.name).observe(elapsed_s)
         return candidates, SourceTrace(source.source, len(candidates), elapsed_s, reason)
 
     def _slice_s(self, context: FeedContext) -> float:
@@ -161,9 +178,14 @@ def _name_replacements(context: FeedContext, selection: Selection) -> None:
         degradation.replaced_by = [source for source in gained if source != degradation.source]
 
 
-async def _apply(effect: SideEffect, page: FeedPage) -> None:
-    try:
-        await effect.apply(page)
-    except KeekError as error:
-        metrics.failures.labels(effect.name).inc()
-        logger.warning("side effect %s failed: %s", effect.name, error)
+async def _apply(effects: Sequence[SideEffect], page: FeedPage) -> None:
+    for effect in effects:
+        try:
+            await effect.apply(page)
+        except KeekError as error:
+            metrics.failures.labels(effect.name).inc()
+            logger.warning("side effect %s failed: %s", effect.name, error)
+        except Exception:
+            # A fault of one must not keep the others from what they do.
+            metrics.failures.labels(effect.name).inc()
+            logger.exception("side effect %s failed", effect.name)

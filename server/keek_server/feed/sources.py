@@ -1,20 +1,25 @@
 """The sources: personalised, trending, popular."""
 
-from collections.abc import Container, Iterable
-from itertools import islice
+from collections.abc import Container, Iterable, Sequence
+from itertools import compress
+from typing import Final, NamedTuple
+from weakref import WeakKeyDictionary
 
-from keek_server.feed.history import history_inputs
+from keek_server.feed.history import user_vector
 from keek_server.feed.types import Candidate, FeedContext, FeedSource
+from keek_server.interactions.heads import Head, TrendingHead
 from keek_server.interactions.trending import Trending
 from keek_server.releases.release import Corpus
-from keek_server.retrieval.fresh import Allowed
 from keek_server.retrieval.ids import hash_id
 from keek_server.retrieval.query import Excluded, Query
 from keek_server.videos.catalogue import Catalogue
 from keek_server.videos.filters import FILTERED_COLUMNS
 
-_MARGIN = 3
+_MARGIN: Final = 3
 """Candidates per slot, so that the owner cap has something to choose from."""
+_SPARE: Final = 1024
+"""Deleted and other videos that are passed over at the head of the trending list, beside what the user has
+seen, before fewer candidates are enough."""
 
 
 class PersonalisedSource:
@@ -22,24 +27,24 @@ class PersonalisedSource:
 
     name = "personalised"
     source = FeedSource.PERSONALISED
+    waits = True
 
     def enabled(self, context: FeedContext) -> bool:
         """Only for users with a history: for others the tower knows nothing."""
-        return bool(context.history)
+        return bool(context.user.history)
 
     async def candidates(self, context: FeedContext, count: int) -> list[Candidate]:
         """See `Source`; scored by the dot product of user and video vector."""
-        videos = context.serving.fresh.index
-        inputs = history_inputs(videos, context.query.user_id, context.history, context.now_us)
-        if len(inputs.kinds) == 0:
+        serving, videos = context.serving, context.serving.fresh.index
+        user_id, history = context.query.user_id, context.history
+        vector = await user_vector(serving.users, videos, user_id, history, context.now_us)
+        if vector is None:
             return []
-        vector = await context.serving.users.vector(inputs)
-        excluded = Excluded(context.user.seen, frozenset(context.query.served))
         wanted = context.query
+        excluded = Excluded(context.user.seen, context.served)
         query = Query(vector, _MARGIN * count, wanted.allowed, excluded=excluded, among=wanted.filter.rows)
         # Where few videos meet a filter, all are asked: other feeds do not wait for that.
-        filtered = wanted.filter.is_set
-        searcher = context.serving.side_searcher if filtered else context.serving.searcher
+        searcher = serving.side_searcher if wanted.filter.is_set else serving.searcher
         hits = await searcher.search(query)
         owners = hits.values(videos.columns["owners"], "owners")
         return [
@@ -48,15 +53,27 @@ class PersonalisedSource:
         ]
 
 
+class Listed(NamedTuple):
+    """A video of a list that is the same for everyone."""
+
+    video_id: str
+    hash: int
+    owner: int
+    score: float
+
+
 class TrendingSource:
     """What many users like at the moment, from Redis."""
 
     name = "trending"
     source = FeedSource.TRENDING
+    waits = True
 
-    def __init__(self, trending: Trending, catalogue: Catalogue) -> None:
+    def __init__(self, trending: Trending, head: TrendingHead, catalogue: Catalogue) -> None:
         self._trending = trending
+        self._head = head
         self._catalogue = catalogue
+        self._listed: tuple[Head | None, int, list[Listed]] = None, 0, []
 
     def enabled(self, _context: FeedContext) -> bool:
         """For everyone."""
@@ -64,22 +81,44 @@ class TrendingSource:
 
     async def candidates(self, context: FeedContext, count: int) -> list[Candidate]:
         """See `Source`; scored by decayed weight."""
-        deleted = context.serving.fresh.deleted
-        owners: dict[str, int] = {}
+        wanted = _MARGIN * count
+        deepest = wanted + context.excluded_count + _SPARE
+        depth = wanted
+        while True:
+            head = await self._head.top(depth)
+            candidates, left = await self._choose(context, head, wanted)
+            if left == wanted or head.is_whole or len(head.rows) >= deepest:
+                break
+            depth = min(deepest, 2 * len(head.rows))
+        zero = self._trending.log2_of_one()
+        for candidate in candidates:
+            candidate.score = 2.0 ** (candidate.score - zero)
+        return candidates
 
-        async def known(video_ids: Iterable[str]) -> Container[str]:
-            # The catalogue would ask SQL for those that are deleted, with every feed.
-            ids = [id_ for id_ in video_ids if id_ not in deleted]
-            briefs = await self._catalogue.briefs(context.meeting(ids))
-            owners.update((id_, hash_id(brief.owner_id)) for id_, brief in briefs.items())
-            blocked = context.query.blocked_owners
-            return {id_ for id_, owner in owners.items() if owner not in blocked} if blocked else owners
+    async def _choose(self, context: FeedContext, head: Head, wanted: int) -> tuple[list[Candidate], int]:
+        listed: Iterable[Listed] = await self._known(head, context.serving.fresh.deleted)
+        if context.query.filter.is_set:
+            meeting = context.meeting([video.video_id for video in listed])
+            listed = (video for video in listed if video.video_id in meeting)
+        if blocked := context.query.blocked_owners:
+            listed = (video for video in listed if video.owner not in blocked)
+        return _choose(context, listed, self.source, wanted)
 
-        page = await self._trending.top(_MARGIN * count + context.excluded_count, known=known)
-        return [
-            Candidate(video.video_id, self.source, video.score, owners[video.video_id])
-            for video in page.videos
+    async def _known(self, head: Head, deleted: Container[str]) -> list[Listed]:
+        """The videos of the head that the catalogue has, with their owners as they are now."""
+        known_of, forget_count, listed = self._listed
+        if known_of is head and forget_count == self._catalogue.forget_count:
+            return listed
+        forget_count = self._catalogue.forget_count
+        # The catalogue would ask SQL for those that are deleted, with every head.
+        briefs = await self._catalogue.briefs(id_ for id_, _ in head.rows if id_ not in deleted)
+        listed = [
+            Listed(id_, hash_id(id_), hash_id(briefs[id_].owner_id), log2_score)
+            for id_, log2_score in head.rows
+            if id_ in briefs
         ]
+        self._listed = head, forget_count, listed
+        return listed
 
 
 class PopularSource:
@@ -87,6 +126,10 @@ class PopularSource:
 
     name = "popular"
     source = FeedSource.POPULAR
+    waits = False
+
+    def __init__(self) -> None:
+        self._listed: WeakKeyDictionary[Corpus, list[Listed]] = WeakKeyDictionary()
 
     def enabled(self, _context: FeedContext) -> bool:
         """For everyone: it also refills what others leave open."""
@@ -94,22 +137,41 @@ class PopularSource:
 
     async def candidates(self, context: FeedContext, count: int) -> list[Candidate]:
         """See `Source`; scored by the share of interactions in training."""
-        corpus, deleted = context.serving.release.corpus, context.serving.fresh.deleted
-        owners = corpus.columns["owners"]
-        popular = _popular(corpus, context.query.allowed)
-        ranked = ((corpus.ids.id_of(row), row, score) for row, score in popular)
-        left = (
-            Candidate(video_id, self.source, score, owners[row].item())
-            for video_id, row, score in ranked
-            if video_id not in deleted
-        )
-        return list(islice(left, _MARGIN * count + context.excluded_count))
+        corpus = context.serving.release.corpus
+        listed: Iterable[Listed] = self._popular(corpus)
+        if (allowed := context.query.allowed) is not None:
+            columns = {name: corpus.columns[name][corpus.popular] for name in FILTERED_COLUMNS}
+            listed = compress(listed, allowed(columns))
+        candidates, _ = _choose(context, listed, self.source, _MARGIN * count)
+        return candidates
+
+    def _popular(self, corpus: Corpus) -> Sequence[Listed]:
+        """The whole list, most popular first; read once a release."""
+        listed = self._listed.get(corpus)
+        if listed is None:
+            listed = self._listed[corpus] = _list_popular(corpus)
+        return listed
 
 
-def _popular(corpus: Corpus, allowed: Allowed | None) -> Iterable[tuple[int, float]]:
-    """Rows and scores of those that may be shown, most popular first."""
-    rows, scores = corpus.popular, corpus.popularity
-    if allowed is not None:
-        met = allowed({name: corpus.columns[name][rows] for name in FILTERED_COLUMNS})
-        rows, scores = rows[met], scores[met]
-    return zip(rows.tolist(), scores.tolist(), strict=True)
+def _list_popular(corpus: Corpus) -> list[Listed]:
+    ids = [corpus.ids.id_of(row) for row in corpus.popular.tolist()]
+    owners = corpus.columns["owners"][corpus.popular].tolist()
+    return list(map(Listed, ids, map(hash_id, ids), owners, corpus.popularity.tolist()))
+
+
+def _choose(
+    context: FeedContext, listed: Iterable[Listed], source: FeedSource, wanted: int
+) -> tuple[list[Candidate], int]:
+    """The first of a list, until `wanted` of them are neither seen nor served; and how many are."""
+    deleted, seen, served = context.serving.fresh.deleted, context.user.seen, context.served
+    candidates: list[Candidate] = []
+    left = 0
+    for video_id, hash_, owner, score in listed:
+        if video_id in deleted:
+            continue
+        candidates.append(Candidate(video_id, source, score, owner))
+        if video_id not in seen and hash_ not in served:
+            left += 1
+            if left == wanted:
+                break
+    return candidates, left

@@ -9,7 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from keek_server.interactions.projection import HistoryEntry, UserState
+from keek_server.interactions.history import History
+from keek_server.interactions.projection import UserState
 from keek_server.releases.opening import ServingRelease
 from keek_server.retrieval.fresh import Allowed, Columns
 from keek_server.retrieval.index import Mask
@@ -80,10 +81,15 @@ class FeedContext:
     query: FeedQuery
     serving: ServingRelease
     now_us: int
-    user: UserState = field(default_factory=lambda: UserState([], frozenset()))
+    user: UserState = field(default_factory=lambda: UserState(History(), frozenset()))
     degradations: list[Degradation] = field(default_factory=list)
     started_s: float = field(default_factory=time.monotonic)
     """By the monotonic clock."""
+    served: frozenset[int] = field(init=False)
+    """The query's."""
+
+    def __post_init__(self) -> None:
+        self.served = frozenset(self.query.served)
 
     @property
     def remaining_s(self) -> float:
@@ -91,7 +97,7 @@ class FeedContext:
         return max(0.0, self.query.deadline_s - (time.monotonic() - self.started_s))
 
     @property
-    def history(self) -> list[HistoryEntry]:
+    def history(self) -> History:
         """What the user tower reads: the latest interactions, newest last."""
         return self.user.history[-self.serving.release.manifest.history_length :]
 
@@ -173,6 +179,8 @@ class Source(Protocol):
 
     name: str
     source: FeedSource
+    waits: bool
+    """Whether it waits for anything; whoever does not is asked while the others wait."""
 
     def enabled(self, context: FeedContext) -> bool:
         """Whether it has anything to say for this request."""

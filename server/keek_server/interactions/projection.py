@@ -7,36 +7,34 @@ every answer that it still is the current one.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, Final
 
 from redis.asyncio import Redis
 from redis.asyncio.client import Pipeline
+from redis.exceptions import ResponseError
 
+from keek_server.batching import Batcher
 from keek_server.errors import UnavailableError
 from keek_server.interactions.connection import redis_deadline
+from keek_server.interactions.history import History, HistoryEntry
 from keek_server.interactions.keys import ProjectionKeys
-from keek_server.interactions.kinds import KINDS, InteractionKind
 
 Queue = Callable[[Pipeline, str], object]
 """Puts commands into a pipeline, given the key prefix of a generation."""
 
-_TRIES = 3
+Answers = list[Any]
 
-
-@dataclass(frozen=True, slots=True)
-class HistoryEntry:
-    """One interaction of a user's history."""
-
-    video_id: str
-    kind: InteractionKind
-    event_time_us: int
+_TRIES: Final = 3
+_MAX_BATCH: Final = 64
+_MAX_WAITING: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class UserState:
     """What the projection knows of a user."""
 
-    history: list[HistoryEntry]
+    history: History
     """Newest last."""
     seen: frozenset[str]
     """Videos the user interacted with."""
@@ -56,6 +54,9 @@ class Projection:
         self._keys = keys
         self._deadline_s = deadline_s
         self._generation = "0"
+        self._batcher: Batcher[Queue, Answers | ResponseError] = Batcher(
+            self._read_batch, max_weight=_MAX_BATCH, max_waiting=_MAX_WAITING, max_delay_s=deadline_s
+        )
 
     async def watermark(self) -> int:
         """Sequence number of the last row that readers see.
@@ -71,14 +72,15 @@ class Projection:
 
         Raises:
             UnavailableError: When Redis is down, or the projection is not complete yet.
+            OverloadedError: When too many wait for it.
         """
 
         def queue(pipeline: Pipeline, prefix: str) -> None:
             pipeline.lrange(f"{prefix}history:{user_id}", 0, -1)
             pipeline.zrange(f"{prefix}seen:{user_id}", 0, -1)
 
-        history, seen = await self.read(queue)
-        return UserState([_entry(raw) for raw in history], frozenset(seen))
+        history, seen = await self.read_together(queue)
+        return UserState(History(history), frozenset(seen))
 
     async def histories(self, user_ids: Sequence[str], length: int) -> list[list[HistoryEntry]]:
         """The latest `length` interactions of each user, newest last, in one round trip.
@@ -91,28 +93,54 @@ class Projection:
             for user_id in user_ids:
                 pipeline.lrange(f"{prefix}history:{user_id}", -length, -1)
 
-        return [[_entry(raw) for raw in history] for history in await self.read(queue)]
+        return [list(History(history)) for history in await self.read(queue)]
 
-    async def read(self, queue: Queue) -> list[Any]:
-        """The answers of a generation to what `queue` asks, in one round trip.
+    async def read_together(self, queue: Queue) -> Answers:
+        """As `read`, in one round trip with what else is asked while the one before is under way: for the few
+        commands of a feed.
+
+        Raises:
+            UnavailableError: When Redis is down, or the projection is not complete yet.
+            OverloadedError: When too many wait already.
+        """
+        answers = await self._batcher.submit(queue)
+        if isinstance(answers, ResponseError):
+            raise UnavailableError("Redis does not answer") from answers
+        return answers
+
+    async def read(self, queue: Queue) -> Answers:
+        """The answers of a generation to what `queue` asks, in one round trip of its own.
 
         Raises:
             UnavailableError: When Redis is down, or the projection is not complete yet.
         """
+        (answers,) = await self._read_batch([queue])
+        if isinstance(answers, ResponseError):
+            raise UnavailableError("Redis does not answer") from answers
+        return answers
+
+    async def _read_batch(self, queues: Sequence[Queue]) -> list[Answers | ResponseError]:
+        """The answers to each; for one that Redis refuses, the first error, which is no other's."""
         for _ in range(_TRIES):
             pipeline = self._redis.pipeline(transaction=False)
             pipeline.get(self._keys.current)
-            queue(pipeline, self._keys.generation(self._generation))
+            prefix = self._keys.generation(self._generation)
+            ends = [len(pipeline)]
+            for queue in queues:
+                queue(pipeline, prefix)
+                ends.append(len(pipeline))
             async with redis_deadline(self._deadline_s):
-                current, *answers = await pipeline.execute()
+                answers = await pipeline.execute(raise_on_error=False)
+            current = answers[0]
+            if isinstance(current, ResponseError):
+                raise UnavailableError("Redis does not answer") from current
             if current is None:
                 raise UnavailableError("Redis holds no complete projection: it is being built")
             if current == self._generation:
-                return answers
+                return [_of_one(answers[start:end]) for start, end in pairwise(ends)]
             self._generation = current
         raise UnavailableError("the projection is being replaced")
 
 
-def _entry(raw: str) -> HistoryEntry:
-    kind, event_time_us, video_id = raw.split(":", 2)
-    return HistoryEntry(video_id, KINDS[int(kind)], int(event_time_us))
+def _of_one(answers: Answers) -> Answers | ResponseError:
+    return next((answer for answer in answers if isinstance(answer, ResponseError)), answers)

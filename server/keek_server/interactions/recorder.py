@@ -7,6 +7,7 @@ from uuid import UUID
 from keek_server import metrics
 from keek_server.errors import NotFoundError
 from keek_server.interactions.append import Interaction
+from keek_server.interactions.heads import TrendingHead
 from keek_server.interactions.log import Appended, InteractionLog
 from keek_server.interactions.projector import Projector
 from keek_server.videos.catalogue import Catalogue
@@ -35,11 +36,18 @@ class Recorder:
     """Checks, appends to the log, and wakes the projector."""
 
     def __init__(
-        self, log: InteractionLog, catalogue: Catalogue, projector: Projector, *, wait_for_feed_s: float
+        self,
+        log: InteractionLog,
+        catalogue: Catalogue,
+        projector: Projector,
+        head: TrendingHead,
+        *,
+        wait_for_feed_s: float,
     ) -> None:
         self._log = log
         self._catalogue = catalogue
         self._projector = projector
+        self._head = head
         self._wait_for_feed_s = wait_for_feed_s
 
     async def record(self, interaction: Interaction, *, wait_for_feed: bool) -> tuple[bool, bool]:
@@ -56,6 +64,8 @@ class Recorder:
             raise NotFoundError(f"no video {interaction.video_id!r}")
         appended = await self._append([interaction])
         in_feed = wait_for_feed and await self._projector.wait_for(appended.seq, self._wait_for_feed_s)
+        if in_feed:
+            self._head.expire()
         return appended.created[0], in_feed
 
     async def record_many(self, interactions: Sequence[Interaction], result: Recorded) -> None:

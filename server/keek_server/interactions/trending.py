@@ -93,7 +93,7 @@ class Trending:
         Raises:
             UnavailableError: When Redis is down, or the projection is not complete yet.
         """
-        zero = now_us() / 1e6 / self._half_life_s
+        zero = self.log2_of_one()
         videos: list[TrendingVideo] = []
         count = limit
         for _ in range(_READS):
@@ -112,12 +112,24 @@ class Trending:
             count = max(count, _LATER_READ)
         return TrendingPage(videos, after, is_last)
 
+    def log2_of_one(self) -> float:
+        """What stands in the list for a score of 1 at present: a score is 2 to the power of what is above."""
+        return now_us() / 1e6 / self._half_life_s
+
+    async def rows(self, count: int) -> Sequence[tuple[str, float]]:
+        """The `count` strongest of everything, with the logarithms of their scores; deleted ones as well.
+
+        Raises:
+            UnavailableError: When Redis is down, or the projection is not complete yet.
+        """
+        return await self._rows(EVERYTHING, Position(), self.log2_of_one(), count)
+
     async def _rows(
         self, scope: str, after: Position, zero: float, count: int
     ) -> Sequence[tuple[str, float]]:
         """The next `count` of a list, with the logarithms of their scores."""
         floor = zero - self._window_s / self._half_life_s + self._lightest
-        (rows,) = await self._projection.read(
+        (rows,) = await self._projection.read_together(
             lambda pipeline, prefix: pipeline.zrevrangebyscore(
                 f"{prefix}trending:{scope}",
                 repr(after.log2_score),

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _WARM_UP_DEADLINE_S = 10.0
 _PROBE_DEADLINE_S = 1.0
+_VECTORS_KEPT = 20_000
+"""Users whose vectors a release keeps: 12 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,11 @@ class ReleaseOpener:
         audience = _audience(release, settings.fresh_limit)
         return ServingRelease(
             release,
-            UserVectors(self._towers, release.manifest.user_tower.version),
+            UserVectors(
+                self._towers,
+                release.manifest.user_tower.version,
+                kept_limit=_VECTORS_KEPT if settings.reuse_user_vectors else 0,
+            ),
             fresh,
             Searcher(fresh.index, self._executors.feeds),
             self._side_searcher(fresh.index),

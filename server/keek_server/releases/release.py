@@ -55,7 +55,7 @@ _ADDED: Final = frozenset({"languages", "regions"})
 """Columns that releases of before lack: of their videos nothing is known there."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class Corpus:
     """The videos of a release by row: n rows."""
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +21,7 @@ _ROOM_LEAST: Final = 16
 _DEEPEST_LEAST: Final = 1024
 _DEEPEST_PART: Final = 128
 """Deeper than into this part of the rows, asking a filter about all of them costs less."""
+_CHANGES_KEPT: Final = 1024
 _DEEPEST_MOST: Final = 16_384
 """No index is tuned to search as deep, and Milvus does not."""
 
@@ -76,6 +78,7 @@ class LiveIndex:
         self.fresh = FreshPart(fresh_columns, limit=fresh_limit)
         self._dead = np.zeros(len(ids), np.bool_)
         self._dead_count = 0
+        self._changed: tuple[int, tuple[str, ...]] = 0, ()
         # For filters.
         count = len(ids)
         self._sample = np.random.default_rng(0).permutation(count)[:_SAMPLE]
@@ -86,14 +89,29 @@ class LiveIndex:
     def put(self, ids: Sequence[str], columns: Columns) -> None:
         """Adds rows, or replaces those of the same ids."""
         # Rows that leave the fresh part leave the main part's own row, if there is one, as it was built.
-        self._set_dead(self.fresh.put(ids, columns), dead=False)
+        left = self.fresh.put(ids, columns)
+        self._set_dead(left, dead=False)
         self._set_dead(ids, dead=True)
+        self._note_changed([*left, *ids])
 
     def remove(self, ids: Sequence[str]) -> None:
         """Removes rows; ids that have none are passed over."""
         for id_ in ids:
             self.fresh.remove(id_)
         self._set_dead(ids, dead=True)
+        self._note_changed(ids)
+
+    @property
+    def change_count(self) -> int:
+        """How many rows were put or removed so far."""
+        return self._changed[0]
+
+    def changed_since(self, count: int) -> AbstractSet[str] | None:
+        """The ids put or removed since there were `count` changes; None when they are too many to know."""
+        total, last = self._changed
+        if total - count > len(last):
+            return None
+        return frozenset(last[len(last) - (total - count) :])
 
     def value(self, id_: str, column: str) -> npt.NDArray[Any] | None:
         """One value of a row that lives; None where there is none."""
@@ -266,6 +284,11 @@ class LiveIndex:
         order = np.lexsort((rows, -scores))[: query.k]
         order = order[np.isfinite(scores[order])]
         return Hits(scores[order], rows[order], self.ids, fresh)
+
+    def _note_changed(self, ids: Sequence[str]) -> None:
+        # Replaced as a whole, for readers in other threads.
+        count, last = self._changed
+        self._changed = count + len(ids), (*last, *ids)[-_CHANGES_KEPT:]
 
     def _set_dead(self, ids: Sequence[str], *, dead: bool) -> None:
         rows = self.ids.rows_of(ids)

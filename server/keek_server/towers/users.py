@@ -10,6 +10,7 @@ from keek_server.batching import Batcher
 from keek_server.towers.client import TowerClient
 from keek_server.towers.contract import USER_TOWER
 from keek_server.towers.features import Float32Array, Int32Array, Tensors, user_features
+from keek_server.towers.kept import KeptVectors
 
 _MAX_WAITING: Final = 4096
 _DEADLINE_S: Final = 1.0
@@ -67,7 +68,14 @@ async def background_vectors(towers: TowerClient, version: int, users: Sequence[
 class UserVectors:
     """Asks one version of the user tower."""
 
-    def __init__(self, towers: TowerClient, version: int) -> None:
+    def __init__(self, towers: TowerClient, version: int, *, kept_limit: int = 0) -> None:
+        """
+        Args:
+            towers: Asked for the vectors.
+            version: Of the user tower.
+            kept_limit: See `KeptVectors`.
+        """
+        self.kept = KeptVectors(kept_limit)
         self._towers = towers
         self._version = version
         self._batcher: Batcher[UserInputs, Float32Array] = Batcher(

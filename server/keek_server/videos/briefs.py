@@ -23,6 +23,8 @@ class BriefCache:
     def __init__(self) -> None:
         self._briefs: OrderedDict[str, Brief] = OrderedDict()
         self._readings: set[_Reading] = set()
+        self.forget_count = 0
+        """How often something was forgotten: as long as it stands still, what was known before is known."""
 
     def known(self, video_ids: Iterable[str]) -> dict[str, Brief]:
         """Those of them that are remembered."""
@@ -49,6 +51,7 @@ class BriefCache:
     def forget(self, video_ids: Iterable[str]) -> None:
         """Reads these anew when they are asked for again."""
         forgotten = list(video_ids)
+        self.forget_count += 1
         for video_id in forgotten:
             self._briefs.pop(video_id, None)
         for reading in self._readings:
@@ -56,6 +59,7 @@ class BriefCache:
 
     def forget_all(self) -> None:
         """The same for all."""
+        self.forget_count += 1
         self._briefs.clear()
         for reading in self._readings:
             reading.all_forgotten = True

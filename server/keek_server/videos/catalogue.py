@@ -165,6 +165,11 @@ class Catalogue:
             found.update(read)
         return found
 
+    @property
+    def forget_count(self) -> int:
+        """How often briefs were forgotten; those that were read hold as long as it stands still."""
+        return self._briefs.forget_count
+
     def forget(self, video_ids: Iterable[str]) -> None:
         """Reads the briefs of these anew when they are asked for again."""
         self._briefs.forget(video_ids)

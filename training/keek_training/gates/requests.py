@@ -6,8 +6,8 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from keek_server.interactions.history import HistoryEntry
 from keek_server.interactions.log import InteractionLog
-from keek_server.interactions.projection import HistoryEntry
 from keek_server.retrieval.ids import hash_id
 from keek_server.storage.database import Database
 from keek_server.storage.tables import interactions
