@@ -5,11 +5,13 @@ import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from background import beside
 from benchmarks.reference import Contents, contents_of, differences, expected
 from projecting import LIKE, SKIP, VIEW, Parts, event, open_parts
+from redis.asyncio.client import Pipeline
 
 from keek_server.embedded.stack import EmbeddedStack
 from keek_server.errors import UnavailableError
@@ -391,3 +393,35 @@ async def test_a_log_that_lost_its_newest_rows_under_a_running_server_is_noticed
         generations = await parts.writer().generations()
         await asyncio.sleep(0.5)
         assert max(await parts.writer().generations()) == max(generations)
+
+
+async def test_reads_that_wait_go_together_and_a_refused_one_is_nobody_elses(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    appended = await parts.log.append([event(f"u{n}", f"v{n}") for n in range(20)])
+    projector = parts.projector()
+    async with beside(projector.run()):
+        assert await projector.wait_for(appended.seq, 10)
+    prefix = parts.keys.generation(await parts.redis.get(parts.keys.current))
+    await parts.redis.set(f"{prefix}history:broken", "not a list")
+    trips = []
+    execute = Pipeline.execute
+
+    async def counted(pipeline: Pipeline, raise_on_error: bool = True) -> list[Any]:
+        trips.append(len(pipeline))
+        return await execute(pipeline, raise_on_error)
+
+    await parts.projection.user("u0")
+    monkeypatch.setattr(Pipeline, "execute", counted)
+    users = [asyncio.create_task(parts.projection.user(f"u{n}")) for n in range(20)]
+    broken = asyncio.create_task(parts.projection.user("broken"))
+    left = asyncio.create_task(parts.projection.user("u1"))
+    await asyncio.sleep(0)
+    left.cancel()
+    states = await asyncio.gather(*users)
+    assert [state.seen for state in states] == [{f"v{n}"} for n in range(20)]
+    assert [[entry.video_id for entry in state.history] for state in states] == [[f"v{n}"] for n in range(20)]
+    with pytest.raises(UnavailableError):
+        await broken
+    # The generation, and two commands a user: but for the one who left.
+    assert trips == [1 + 2 * 21]

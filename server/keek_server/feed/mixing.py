@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import pairwise
 
 from keek_server.feed.types import Candidate, FeedContext, FeedSource, Selection, SlotShare
@@ -23,6 +24,8 @@ _REFILL = {
 }
 """Who fills a slot of each source, in turn."""
 
+_SLOTS_REMEMBERED = 256
+
 
 class QuotaSelector:
     """Shares the slots between personalised and trending, evenly spread over the session.
@@ -39,7 +42,7 @@ class QuotaSelector:
 
     def select(self, context: FeedContext, candidates: list[Candidate]) -> Selection:
         """See `Selector`; the candidates of each source best first."""
-        slots = self._slots(len(context.query.served), context.query.page_size)
+        slots = _slots(self._trending_share, len(context.query.served), context.query.page_size)
         page = _Page(slots, candidates, self._per_owner_cap)
         # What trends fills its own slots first: a video that is also personal to the user would
         # otherwise take a personalised slot, and the page would show less of both.
@@ -50,23 +53,25 @@ class QuotaSelector:
         chosen = [item for item in page.items if item is not None]
         return Selection(chosen, _shares(slots, chosen))
 
-    def _slots(self, first: int, count: int) -> list[FeedSource]:
-        """Which source each slot belongs to; `first` slots stood on earlier pages.
 
-        Slot i is trending where i * share passes a whole number, so that every stretch of
-        the session keeps the share, whatever the page size.
-        """
-        passed = [math.floor(round(i * self._trending_share, 9)) for i in range(first, first + count + 1)]
-        return [
-            FeedSource.TRENDING if after > before else FeedSource.PERSONALISED
-            for before, after in pairwise(passed)
-        ]
+@lru_cache(_SLOTS_REMEMBERED)
+def _slots(trending_share: float, first: int, count: int) -> tuple[FeedSource, ...]:
+    """Which source each slot belongs to; `first` slots stood on earlier pages.
+
+    Slot i is trending where i * share passes a whole number, so that every stretch of
+    the session keeps the share, whatever the page size.
+    """
+    passed = [math.floor(round(i * trending_share, 9)) for i in range(first, first + count + 1)]
+    return tuple(
+        FeedSource.TRENDING if after > before else FeedSource.PERSONALISED
+        for before, after in pairwise(passed)
+    )
 
 
 class _Page:
     """A page while it is filled."""
 
-    def __init__(self, slots: list[FeedSource], candidates: list[Candidate], per_owner_cap: int) -> None:
+    def __init__(self, slots: Sequence[FeedSource], candidates: list[Candidate], per_owner_cap: int) -> None:
         self.items: list[Candidate | None] = [None] * len(slots)
         self._slots = slots
         self._candidates = candidates
@@ -109,7 +114,7 @@ class _Page:
         return {source: iter(queue) for source, queue in queues.items()}
 
 
-def _shares(slots: list[FeedSource], chosen: list[Candidate]) -> list[SlotShare]:
+def _shares(slots: Sequence[FeedSource], chosen: list[Candidate]) -> list[SlotShare]:
     quota = Counter(slots)
     served = Counter(item.source for item in chosen)
     return [

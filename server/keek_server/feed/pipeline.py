@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 
 from keek_server import metrics
 from keek_server.clock import now_us
@@ -165,7 +166,7 @@ class FeedPipeline:
         traces = []
         for filter_ in self._stages.filters:
             keeps = filter_.keeps(context, candidates)
-            kept = [candidate for candidate, keep in zip(candidates, keeps, strict=True) if keep]
+            kept = list(compress(candidates, keeps))
             traces.append(FilterTrace(filter_.name, len(kept), len(candidates) - len(kept)))
             candidates = kept
         return candidates, traces

@@ -85,6 +85,10 @@ class Hits:
     def values(self, main: npt.NDArray[Any], column: str) -> list[Any]:
         """One column of each, [found]; `main` is that column of the main part."""
         count = len(self.ids)
+        if not len(self.rows) or int(self.rows.max()) < count:
+            # All at once: mostly nothing that is new is found.
+            found: list[Any] = np.asarray(main[self.rows]).tolist()
+            return found
         return [
             main[row].item() if row < count else self.fresh.value_of(row - count, column).item()
             for row in self.rows.tolist()

@@ -11,7 +11,7 @@ AGE_DRIFT: Final = 0.01
 towers read the logarithm of 1 s and the age: it moves by this much at most."""
 LEAST_S: Final = 0.1
 """So long a vector holds, however new the newest interaction is: for the pages that one user asks at once."""
-MOST_S: Final = 60.0
+MOST_S: Final = 300.0
 
 
 @dataclass(slots=True)
