@@ -11,6 +11,7 @@ from serving import Served
 
 import keek
 from keek.v1.feed_service_pb2 import FeedItem
+from keek_server.feed.filters import FILTERS
 
 PERSONALISED = keek.FeedSource.FEED_SOURCE_PERSONALISED
 TRENDING = keek.FeedSource.FEED_SOURCE_TRENDING
@@ -130,7 +131,7 @@ async def test_explain_says_why_a_video_is_there_or_absent(served: Served) -> No
     ]
     assert ids(explained.items) == ids(feed.items)
     assert {source.source for source in explained.sources} == {PERSONALISED, TRENDING, POPULAR}
-    assert [trace.name for trace in explained.filters] == ["deleted", "seen", "served"]
+    assert [trace.name for trace in explained.filters] == [filter_.name for filter_ in FILTERS]
 
 
 async def test_a_token_of_another_user_is_refused_by_name(served: Served) -> None:

@@ -104,15 +104,15 @@ async def test_scores_owners_and_order_are_those_of_the_list(
     assert [c.owner for c in candidates] == [hash_id(f"o{n}") for n in range(30)]
 
 
-async def test_what_was_seen_and_served_is_proposed_and_not_counted(
+async def test_what_was_seen_and_served_is_passed_over(
     trending: CountingTrending, catalogue: Catalogue
 ) -> None:
     source = TrendingSource(trending, TrendingHead(trending, refresh_s=60.0), catalogue)
     served = tuple(map(hash_id, IDS[100:150]))
-    assert ids(await source.candidates(context(*IDS[:100], served=served), 5)) == IDS[:165]
+    assert ids(await source.candidates(context(*IDS[:100], served=served), 5)) == IDS[150:165]
     # It reads deeper only for those who need it.
     assert trending.depths == [128, 256]
-    assert ids(await source.candidates(context(*IDS[:270]), 50)) == IDS
+    assert ids(await source.candidates(context(*IDS[:270]), 50)) == IDS[270:]
     assert ids(await source.candidates(context(), 5)) == IDS[:15]
 
 

@@ -13,6 +13,7 @@ from keek_server.retrieval.ids import hash_id
 from keek_server.rpc.guard import Context
 from keek_server.rpc.video_filter import decode_filter
 from keek_server.videos.catalogue import Catalogue
+from keek_server.videos.filters import ANY_VIDEO
 
 _DEFAULT_PAGE_SIZE = 10
 
@@ -84,7 +85,7 @@ class FeedServicer(feed_service_pb2_grpc.FeedServiceServicer):
             min(request.page_size or _DEFAULT_PAGE_SIZE, SESSION_LIMIT - len(served)),
             deadline_s,
             served,
-            decode_filter(request.filter),
+            decode_filter(request.filter) if request.HasField("filter") else ANY_VIDEO,
             frozenset(map(hash_id, request.blocked_owner_ids)),
         )
         return await self._pipeline.run(query)

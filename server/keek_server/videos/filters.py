@@ -42,7 +42,7 @@ class VideoFilter:
     @property
     def is_set(self) -> bool:
         """Whether it asks for anything."""
-        return self != ANY_VIDEO
+        return self is not ANY_VIDEO and self != ANY_VIDEO
 
     @property
     def allowed(self) -> Allowed | None:
