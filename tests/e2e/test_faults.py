@@ -60,6 +60,8 @@ async def test_a_killed_triton_is_restarted_and_personal_feeds_come_back(served:
     triton = served.stack.triton
     assert triton is not None
     os.kill(triton.pid, signal.SIGKILL)
+    # A vector that is kept would do until something changes.
+    await served.client.like("u21", "v4", wait_for_feed=True)
     feed = await served.client.list_feed("u21")
     assert len(feed.items) == 10
     assert PERSONALISED in [degradation.source for degradation in feed.degradations]

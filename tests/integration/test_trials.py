@@ -124,6 +124,8 @@ async def serving(releases: Releases, **settings: object) -> AsyncIterator[Serve
         "listen": "127.0.0.1:0",
         # Nothing here waits for the poll.
         "release_poll_s": 30.0,
+        # Towers that break have to be noticed with every feed.
+        "reuse_user_vectors": False,
         "heartbeat_s": 0.1,
         "rollback_min_feeds": 20,
         "source_deadline_s": 2.0,
