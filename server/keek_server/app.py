@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import grpc
-from prometheus_client import start_http_server
 
 from keek_server.errors import SetupError
 from keek_server.feed.cached import CachedFeeds, CachedSource
@@ -30,6 +29,7 @@ from keek_server.interactions.projector import Projector
 from keek_server.interactions.recorder import Recorder
 from keek_server.interactions.trending import Trending
 from keek_server.interactions.writer import ProjectionWriter
+from keek_server.metrics_endpoint import metrics_endpoint
 from keek_server.releases.alias import keep_alias
 from keek_server.releases.channel import PlanChannel
 from keek_server.releases.diff import FeedDiffer
@@ -47,6 +47,7 @@ from keek_server.retrieval.cuda import open_gpu
 from keek_server.retrieval.milvus_store import open_milvus
 from keek_server.retrieval.searcher import search_executor
 from keek_server.rpc.admin import Authority
+from keek_server.rpc.drain import Drain
 from keek_server.rpc.feed import FeedServicer
 from keek_server.rpc.interactions import InteractionServicer
 from keek_server.rpc.releases import ReleaseServicer
@@ -76,6 +77,8 @@ from keek_server.videos.watch import VideoWatch
 logger = logging.getLogger(__name__)
 
 _RESTART_S = 1.0
+_ENDING_S = 1.0
+"""For the last statuses to get out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +86,21 @@ class App:
     """A running server."""
 
     port: int
+    settled: bool
+    """Whether what should be served was, before the first connection was taken; only workers wait for it."""
     live: LiveRelease
     projector: Projector
     figures: ReleaseFigures
 
 
 @asynccontextmanager
-async def open_app(settings: Settings) -> AsyncIterator[App]:
+async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIterator[App]:
     """Serves while the block runs; drains and closes everything when it ends.
+
+    Args:
+        settings: What it serves with.
+        worker: The number of this process, from 1, where others serve on the same port, which is not 0 then.
+            Such a process takes no connection before it can answer.
 
     Raises:
         SetupError: When a part that is needed at start cannot be reached, or the address
@@ -160,6 +170,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             }
         )
         health = Health()
+        drain = Drain()
         recorder = Recorder(log, catalogue, projector, head, wait_for_feed_s=settings.wait_for_feed_s)
         rollouts = Rollouts(registry, fleet, channel)
         server = build_server(
@@ -188,12 +199,14 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             ),
             health,
             Authority(settings.admin_token),
+            drain,
+            shares_port=worker is not None,
         )
-        port = _bind(server, settings.listen)
+        port = _bind(server, settings.listen) if worker is None else int(settings.listen.rpartition(":")[2])
         heartbeat = Heartbeat(
             fleet,
             live,
-            settings.server_name or f"{socket.gethostname()}:{port}",
+            _name(settings, port, worker),
             figures.all,
             interval_s=settings.heartbeat_s,
         )
@@ -223,11 +236,31 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             _cancel, [asyncio.create_task(_keep_running(name, job), name=name) for name, job in jobs.items()]
         )
         if settings.metrics_listen:
-            _serve_metrics(settings.metrics_listen, stack)
+            stack.enter_context(metrics_endpoint(settings.metrics_listen))
 
+        settled = worker is not None and await _settled(live, settings.worker_ready_s)
+        if worker is not None:
+            # Not before: the kernel gives a listening worker its share of the connections.
+            _bind(server, settings.listen)
         await server.start()
-        stack.push_async_callback(_drain, server, health, settings.drain_s)
-        yield App(port, live, projector, figures)
+        stack.push_async_callback(_drain, server, health, drain, settings)
+        yield App(port, settled, live, projector, figures)
+
+
+def _name(settings: Settings, port: int, worker: int | None) -> str:
+    name = settings.server_name or f"{socket.gethostname()}:{port}"
+    return name if worker is None else f"{name}#{worker}"
+
+
+async def _settled(live: LiveRelease, timeout_s: float) -> bool:
+    """Whether what should be served is, in time."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            await live.settled.wait()
+    except TimeoutError:
+        logger.warning("serving without a release: %s", live.problem or "it takes long to open")
+        return False
+    return True
 
 
 def _bind(server: grpc.aio.Server, address: str) -> int:
@@ -243,9 +276,15 @@ async def _announce(live: LiveRelease, health: Health) -> None:
     await health.set(("", FEED), serving=True)
 
 
-async def _drain(server: grpc.aio.Server, health: Health, grace_s: float) -> None:
-    await health.set(("", *SERVICES), serving=False)
-    await server.stop(grace_s)
+async def _drain(server: grpc.aio.Server, health: Health, drain: Drain, settings: Settings) -> None:
+    """Lets running calls end, and makes the rest end in a way that clients repeat."""
+    await health.stop()
+    await asyncio.sleep(settings.drain_delay_s)
+    drain.end_watches()
+    late = asyncio.get_running_loop().call_later(settings.drain_s, drain.end_all)
+    # Takes no connection any more, and tells clients to go elsewhere with their next call.
+    await server.stop(settings.drain_s + _ENDING_S)
+    late.cancel()
 
 
 async def _keep_running(name: str, job: Callable[[], Awaitable[None]]) -> None:
@@ -265,11 +304,3 @@ async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
         for task in pending:
             task.cancel()
         _, pending = await asyncio.wait(pending, timeout=1.0)
-
-
-def _serve_metrics(address: str, stack: AsyncExitStack) -> None:
-    host, _, port = address.rpartition(":")
-    server, thread = start_http_server(int(port), host)
-    stack.callback(thread.join)
-    stack.callback(server.server_close)
-    stack.callback(server.shutdown)

@@ -2,28 +2,15 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import Any
 
 from keek_server.clock import iso_us
+from keek_server.command import Command
 from keek_server.console import Progress
 from keek_server.embedded.running import with_running_stack
 from keek_server.interactions.export import read_pages
 from keek_server.interactions.rebuild import rebuild_projection
 from keek_server.settings import Settings
 from keek_server.storage.database import open_database
-
-
-@dataclass(frozen=True, slots=True)
-class Command:
-    """One subcommand."""
-
-    help: str
-    run: Callable[[argparse.Namespace, Settings], Coroutine[Any, Any, None]]
-    add_arguments: Callable[[argparse.ArgumentParser], None] = lambda _parser: None
-    serves: bool = False
-    """Runs until it is stopped, which then is no failure."""
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,10 +9,16 @@ _TERMINAL_EVERY_S = 0.1
 _PLAIN_EVERY_S = 5.0
 
 
-def log_to_stderr() -> None:
-    """Keek's own messages from INFO on, those of libraries from WARNING on."""
+def log_to_stderr(who: str = "") -> None:
+    """Keek's own messages from INFO on, those of libraries from WARNING on.
+
+    Args:
+        who: What stands before each message, where several processes write to one standard error.
+    """
     logging.basicConfig(
-        level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        level=logging.WARNING,
+        format=f"%(asctime)s %(levelname)s {who}%(name)s: %(message)s",
+        stream=sys.stderr,
     )
     for package in ("keek_server", "keek_training"):
         logging.getLogger(package).setLevel(logging.INFO)

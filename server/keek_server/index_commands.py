@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, get_args
 
-from keek_server.commands import Command
+from keek_server.command import Command
 from keek_server.console import Progress
 from keek_server.errors import NotFoundError, SetupError
 from keek_server.index_report import (

@@ -1,4 +1,8 @@
-"""What the server counts and times, for Prometheus."""
+"""What the server counts and times, for Prometheus.
+
+`multiprocess_mode` says what a gauge of several workers (`--workers`) is together: of the last worker to
+carry a plan out, say, `livemin`. Counters and histograms are added up.
+"""
 
 import time
 from collections.abc import Iterator
@@ -15,12 +19,20 @@ rpc_seconds = Histogram(
 stage_seconds = Histogram("keek_feed_stage_seconds", "Stages of the feed.", ("stage",), buckets=_BUCKETS)
 failures = Counter("keek_feed_failures_total", "Stages of the feed that failed open.", ("stage",))
 exposures_dropped = Counter("keek_exposures_dropped_total", "Exposures that were not logged.")
-log_seq = Gauge("keek_log_seq", "The last row that this server appended to the log.")
-projection_seq = Gauge("keek_projection_seq", "The last row of the log that readers of the projection see.")
+log_seq = Gauge("keek_log_seq", "The last row that this server appended to the log.", multiprocess_mode="max")
+projection_seq = Gauge(
+    "keek_projection_seq",
+    "The last row of the log that readers of the projection see.",
+    multiprocess_mode="max",
+)
 projection_lag = Histogram(
     "keek_projection_lag_seconds", "From a row's commit to its place in the projection.", buckets=_BUCKETS
 )
-projector_active = Gauge("keek_projector_active", "1 on the server that holds the projection's lease.")
+projector_active = Gauge(
+    "keek_projector_active",
+    "1 on the server that holds the projection's lease.",
+    multiprocess_mode="livesum",
+)
 
 release_feeds = Counter(
     "keek_release_feeds_total",
@@ -28,7 +40,11 @@ release_feeds = Counter(
     "empty when it found nothing for a user with a history.",
     ("release", "outcome"),
 )
-plan_seq = Gauge("keek_plan_seq", "The last plan of releases that this server carried out.")
+plan_seq = Gauge(
+    "keek_plan_seq",
+    "The last plan of releases that this server carried out.",
+    multiprocess_mode="livemin",
+)
 rollbacks = Counter("keek_automatic_rollbacks_total", "What this server went back from by itself.", ("kind",))
 shadow_overlap = Histogram(
     "keek_shadow_overlap",
@@ -44,7 +60,9 @@ index_searches = Counter(
     "Batches of searches of a release's videos on a server with a GPU, by where they ran: gpu or cpu.",
     ("place",),
 )
-gpu_bytes = Gauge("keek_index_gpu_bytes", "What copies of indexes take on the GPU, about.")
+gpu_bytes = Gauge(
+    "keek_index_gpu_bytes", "What copies of indexes take on the GPU, about.", multiprocess_mode="livesum"
+)
 gpu_failures = Counter(
     "keek_index_gpu_failures_total",
     "What failed on the GPU, and went on without it: copy, search.",

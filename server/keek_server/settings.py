@@ -67,7 +67,13 @@ class Settings(BaseSettings):
     """The longest that a search waits for its turn; then it is refused. Feeds do not wait behind
     searches."""
     drain_s: Seconds = 10.0
-    """How long running calls may take to finish at shutdown."""
+    """How long running calls may take to finish at shutdown; then they end as UNAVAILABLE."""
+    drain_delay_s: Annotated[float, Field(ge=0.0)] = 0.0
+    """How long a server that stops goes on taking calls while its health says NOT_SERVING, for load balancers
+    that look at it now and then."""
+    worker_ready_s: Seconds = 30.0
+    """How long a worker (`--workers`) may take to open what serves before it takes calls without it; a
+    rolling restart does not go on then."""
 
     # -- the log and its projection ---------------------------------------------------------------
     commit_rows: Annotated[int, Field(ge=1)] = 4000

@@ -6,8 +6,9 @@ import sys
 SETTLED = """
 import gc
 import faiss
+import keek_server.app
 from threadpoolctl import threadpool_info
-from keek_server.__main__ import _settle
+from keek_server.serving import _settle
 
 _settle()
 libraries = [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]

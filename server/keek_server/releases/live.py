@@ -60,6 +60,8 @@ class LiveRelease:
         self.served = Served()
         self.problem = ""
         """Why the newest plan is not carried out; empty when it is."""
+        self.settled = asyncio.Event()
+        """Set once what should be served first is: the plan was carried out, or there is none."""
         self.changed = asyncio.Event()
         """Set whenever `served` or `problem` changes; whoever waits for it clears it."""
 
@@ -139,6 +141,7 @@ class LiveRelease:
         """
         plan = await self._registry.plan()
         if plan is None:
+            self.settled.set()
             return
         try:
             await self._while_newest(
@@ -147,6 +150,10 @@ class LiveRelease:
         except KeekError as error:
             self._tell(str(error))
             raise
+        finally:
+            # A canary that cannot be opened is no reason to wait for longer.
+            if self.served.active is not None:
+                self.settled.set()
         self._tell("")
 
     async def _open_aside(self, release_id: str) -> ServingRelease:

@@ -16,8 +16,9 @@ import grpc
 from google.protobuf.message import Message
 
 from keek_server import metrics
-from keek_server.errors import KeekError
+from keek_server.errors import KeekError, UnavailableError
 from keek_server.rpc.admin import Authority
+from keek_server.rpc.drain import Drain
 from keek_server.rpc.rules import RuleChecker
 from keek_server.rpc.status import to_status
 
@@ -27,19 +28,25 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 _PREFIX = "/keek."
+_HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 
 
 class GuardInterceptor(grpc.aio.ServerInterceptor):
-    """Wraps the handlers of Keek's own services; health and reflection pass as they are."""
+    """Wraps the handlers of Keek's own services; health and reflection pass as they are, but for the one
+    that would keep a server from stopping."""
 
-    def __init__(self, rules: RuleChecker, authority: Authority | None = None) -> None:
+    def __init__(
+        self, rules: RuleChecker, authority: Authority | None = None, drain: Drain | None = None
+    ) -> None:
         """
         Args:
             rules: Checks requests.
             authority: Checks callers; by default nobody may make calls that need a scope.
+            drain: Knows the calls that run, for whoever stops the server.
         """
         self._rules = rules
         self._authority = authority or Authority(None)
+        self._drain = drain or Drain()
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -54,6 +61,8 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
             wrapped = await continuation(handler_call_details)
             if wrapped is not None and method.startswith(_PREFIX):
                 self._wrapped[method] = wrapped = self._wrap(method, wrapped)
+            elif wrapped is not None and method == _HEALTH_WATCH:
+                self._wrapped[method] = wrapped = self._health_watch(method, wrapped)
         return wrapped
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
@@ -71,7 +80,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
 
     def _unary(self, method: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         async def call(request: Message, context: Context) -> Message:
-            async with _translated(method, context):
+            async with self._guarded(method, context):
                 self._admit(method, context)
                 self._rules.check(request)
                 response: Message = await inner(request, context)
@@ -81,7 +90,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
 
     def _stream(self, method: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         async def call(request: Message, context: Context) -> AsyncIterator[Message]:
-            async with _translated(method, context):
+            async with self._guarded(method, context):
                 self._admit(method, context)
                 self._rules.check(request)
                 # A caller may leave in the middle: what the handler holds is given back then, not when
@@ -99,12 +108,35 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
                 yield request
 
         async def call(requests: AsyncIterator[Message], context: Context) -> Message:
-            async with _translated(method, context):
+            async with self._guarded(method, context):
                 self._admit(method, context)
                 response: Message = await inner(checked(requests), context)
             return response
 
         return call
+
+    def _health_watch(self, method: str, handler: Handler) -> Handler:
+        # A coroutine that writes, as asyncio's handlers of streams may be.
+        watch: Callable[..., Any] = handler.unary_stream  # type: ignore[assignment]
+
+        async def call(request: Message, context: Context) -> None:
+            try:
+                with self._drain.running(method):
+                    await watch(request, context)
+            except UnavailableError as error:
+                await context.abort(*to_status(error))
+
+        return grpc.unary_stream_rpc_method_handler(
+            call,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    @asynccontextmanager
+    async def _guarded(self, method: str, context: Context) -> AsyncIterator[None]:
+        async with _translated(method, context):
+            with self._drain.running(method):
+                yield
 
     def _admit(self, method: str, context: Context) -> None:
         self._authority.check(method, context.invocation_metadata() or ())

@@ -20,6 +20,7 @@ from keek.v1 import (
     video_service_pb2_grpc,
 )
 from keek_server.rpc.admin import Authority
+from keek_server.rpc.drain import Drain
 from keek_server.rpc.feed import FeedServicer
 from keek_server.rpc.guard import GuardInterceptor
 from keek_server.rpc.interactions import InteractionServicer
@@ -42,8 +43,6 @@ _MAX_MESSAGE_BYTES = 16 * 2**20
 _OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-    # Two servers on one port would split the calls between them without a word.
-    ("grpc.so_reuseport", 0),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     # Clients keep idle connections alive every 30 s at most.
@@ -64,6 +63,10 @@ class Health:
         for service in services:
             await self.servicer.set(service, statuses.SERVING if serving else statuses.NOT_SERVING)
 
+    async def stop(self) -> None:
+        """Says of all services that they do not serve, for good."""
+        await self.servicer.enter_graceful_shutdown()
+
 
 def build_server(
     feed: FeedServicer,
@@ -74,9 +77,19 @@ def build_server(
     releases: ReleaseServicer,
     health_: Health,
     authority: Authority,
+    drain: Drain,
+    *,
+    shares_port: bool,
 ) -> grpc.aio.Server:
-    """A server with all services, not yet bound nor started."""
-    server = grpc.aio.server(interceptors=(GuardInterceptor(RuleChecker(), authority),), options=_OPTIONS)
+    """A server with all services, not yet bound nor started.
+
+    Args:
+        shares_port: Whether other servers may listen on the same port.
+    """
+    # Unless they are meant to, two servers on one port would split the calls between them without a word.
+    options = (*_OPTIONS, ("grpc.so_reuseport", int(shares_port)))
+    guard = GuardInterceptor(RuleChecker(), authority, drain)
+    server = grpc.aio.server(interceptors=(guard,), options=options)
     feed_service_pb2_grpc.add_FeedServiceServicer_to_server(feed, server)
     interaction_service_pb2_grpc.add_InteractionServiceServicer_to_server(interactions, server)
     video_service_pb2_grpc.add_VideoServiceServicer_to_server(videos, server)

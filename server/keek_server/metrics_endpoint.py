@@ -1,0 +1,28 @@
+"""Where Prometheus reads metrics."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
+
+from keek_server.errors import SetupError
+
+
+@contextmanager
+def metrics_endpoint(address: str, registry: CollectorRegistry = REGISTRY) -> Iterator[None]:
+    """Answers on host:port, in a thread of its own, while the block runs.
+
+    Raises:
+        SetupError: When the address cannot be bound.
+    """
+    host, _, port = address.rpartition(":")
+    try:
+        server, thread = start_http_server(int(port), host, registry)
+    except (OSError, ValueError) as error:
+        raise SetupError(f"cannot listen on {address}: {error} (KEEK_METRICS_LISTEN)") from error
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
