@@ -42,7 +42,7 @@ VERSION: Final = 1
 _ROOT = Path(__file__).parents[1]
 _RELEASE = "made"
 _UP_S = 60.0
-_PROJECTED_S = 300.0
+_PROJECTED_S = 900.0
 _POLL_S = 0.5
 _ROWS = 20_000
 _PROJECTED = re.compile(r"^keek_projection_seq (\S+)", re.MULTILINE)
@@ -172,7 +172,7 @@ async def wait_until_projected(server: ServerProcess, catalogue: Catalogue) -> N
     """Waits for the whole log to be in the projection, where it stays for servers that come later.
 
     Raises:
-        TimeoutError: When it takes longer than five minutes.
+        TimeoutError: When it takes longer than a quarter of an hour.
     """
     await _until(server, lambda: _has_projected(server, catalogue.interactions), _PROJECTED_S)
 

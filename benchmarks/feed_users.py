@@ -10,9 +10,9 @@ from keek_server.clock import now_us
 from keek_server.interactions.kinds import InteractionKind
 
 USERS: Final = 100_000
-_REGULARS: Final = 5_000
-"""The users who ask most, by Zipf's law three calls of four, have long histories."""
-_LONG, _SHORT = 50, 5
+_REGULARS: Final = 2_000
+"""The users who ask most, by Zipf's law two calls of three, have long histories."""
+_LONG, _SHORT = 50, 3
 _PERIOD_US: Final = 30 * 24 * 3600 * 10**6
 _KINDS: Final = (InteractionKind.VIEW, InteractionKind.LIKE, InteractionKind.SAVE, InteractionKind.SHARE)
 _KIND_SHARES: Final = (0.8, 0.14, 0.03, 0.03)
