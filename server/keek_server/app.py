@@ -47,6 +47,7 @@ from keek_server.retrieval.cuda import open_gpu
 from keek_server.retrieval.milvus_store import open_milvus
 from keek_server.retrieval.searcher import search_executor
 from keek_server.rpc.admin import Authority
+from keek_server.rpc.door import open_door
 from keek_server.rpc.drain import Drain
 from keek_server.rpc.feed import FeedServicer
 from keek_server.rpc.interactions import InteractionServicer
@@ -200,6 +201,7 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
             health,
             Authority(settings.admin_token),
             drain,
+            open_door(settings),
             shares_port=worker is not None,
         )
         port = _bind(server, settings.listen) if worker is None else int(settings.listen.rpartition(":")[2])

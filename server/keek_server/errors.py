@@ -10,6 +10,7 @@ KeekError
 ├── PermissionDeniedError   the caller may not do this
 ├── UnavailableError        a part is down; the same call may succeed later
 ├── OverloadedError         refused at the door; the same call may succeed soon
+├── TooLateError            its deadline would have passed before the answer; nothing was begun
 └── SetupError              the program cannot start or go on as configured; for people
 
 `keek_server.rpc.status` is the one table that maps these to gRPC status codes.
@@ -111,6 +112,10 @@ class UnavailableError(KeekError):
 
 class OverloadedError(UnavailableError):
     """More is asked than can be done at present."""
+
+
+class TooLateError(KeekError):
+    """What such calls take at present is more than the time that is left."""
 
 
 class SetupError(KeekError):

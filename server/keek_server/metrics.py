@@ -16,6 +16,13 @@ _BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 
 rpc_seconds = Histogram(
     "keek_rpc_seconds", "Calls by method and status code.", ("method", "code"), buckets=_BUCKETS
 )
+limit = Gauge("keek_concurrency_limit", "Feeds and searches that may be under way.")
+in_flight = Gauge("keek_in_flight", "Feeds and searches that are under way.")
+refused = Counter(
+    "keek_refused_total",
+    "Calls that were refused at the door, by priority and why: limit, or deadline for too little time.",
+    ("priority", "reason"),
+)
 stage_seconds = Histogram("keek_feed_stage_seconds", "Stages of the feed.", ("stage",), buckets=_BUCKETS)
 failures = Counter("keek_feed_failures_total", "Stages of the feed that failed open.", ("stage",))
 exposures_dropped = Counter("keek_exposures_dropped_total", "Exposures that were not logged.")

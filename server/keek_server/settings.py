@@ -75,6 +75,15 @@ class Settings(BaseSettings):
     """How long a worker (`--workers`) may take to open what serves before it takes calls without it; a
     rolling restart does not go on then."""
 
+    # -- overload ---------------------------------------------------------------------------------
+    concurrency_limit_min: Annotated[int, Field(ge=2)] = 32
+    """Feeds and searches that may be under way on a server at the same time, however slow they have become.
+    Searches are refused at half of the limit already. Less keeps latencies lower in an overload, and refuses
+    some calls when the machine pauses."""
+    concurrency_limit_max: Annotated[int, Field(ge=2)] = 256
+    """The most of them, however fast they are; between the two the limit follows what calls take. As many
+    interactions may be under way beside them."""
+
     # -- the log and its projection ---------------------------------------------------------------
     commit_rows: Annotated[int, Field(ge=1)] = 4000
     """The most interactions that share a transaction; a larger message goes alone."""
@@ -306,6 +315,12 @@ class Settings(BaseSettings):
     def _rising_is_shorter(self) -> "Settings":
         if self.rising_half_life_s >= self.trending_half_life_s:
             raise ValueError("rising_half_life_s must be shorter than trending_half_life_s")
+        return self
+
+    @model_validator(mode="after")
+    def _limit_has_room(self) -> "Settings":
+        if self.concurrency_limit_min > self.concurrency_limit_max:
+            raise ValueError("concurrency_limit_min must not be above concurrency_limit_max")
         return self
 
     @model_validator(mode="after")

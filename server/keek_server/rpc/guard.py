@@ -1,6 +1,7 @@
 """The interceptor around every handler of Keek's services.
 
-Callers and requests are checked before the handler runs, domain errors become statuses, faults become
+What is too much is refused first, at the least cost: its request is not even read. Callers and requests are
+checked before the handler runs, domain errors become statuses, faults become
 INTERNAL without their details, and every call is timed. Each kind of call has a wrapper
 of its own: one for all would let streams slip through.
 """
@@ -9,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import grpc
@@ -18,6 +19,7 @@ from google.protobuf.message import Message
 from keek_server import metrics
 from keek_server.errors import KeekError, UnavailableError
 from keek_server.rpc.admin import Authority
+from keek_server.rpc.door import Door
 from keek_server.rpc.drain import Drain
 from keek_server.rpc.rules import RuleChecker
 from keek_server.rpc.status import to_status
@@ -36,18 +38,25 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
     that would keep a server from stopping."""
 
     def __init__(
-        self, rules: RuleChecker, authority: Authority | None = None, drain: Drain | None = None
+        self,
+        rules: RuleChecker,
+        authority: Authority | None = None,
+        drain: Drain | None = None,
+        door: Door | None = None,
     ) -> None:
         """
         Args:
             rules: Checks requests.
             authority: Checks callers; by default nobody may make calls that need a scope.
             drain: Knows the calls that run, for whoever stops the server.
+            door: Bounds the calls that are under way; by default nothing does.
         """
         self._rules = rules
         self._authority = authority or Authority(None)
         self._drain = drain or Drain()
+        self._door = door
         self._wrapped: dict[str, Handler] = {}
+        self._refusing: dict[str, Handler] = {}
 
     async def intercept_service(
         self,
@@ -56,6 +65,10 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
     ) -> "Handler | None":
         """See `grpc.aio.ServerInterceptor`."""
         method = handler_call_details.method
+        if self._door is not None and self._door.is_full(method):
+            if method not in self._refusing:
+                self._refusing[method] = _refusal(method, self._door)
+            return self._refusing[method]
         wrapped = self._wrapped.get(method)
         if wrapped is None:
             wrapped = await continuation(handler_call_details)
@@ -81,9 +94,10 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
     def _unary(self, method: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         async def call(request: Message, context: Context) -> Message:
             async with self._guarded(method, context):
-                self._admit(method, context)
-                self._rules.check(request)
-                response: Message = await inner(request, context)
+                with self._inside(method, context):
+                    self._admit(method, context)
+                    self._rules.check(request)
+                    response: Message = await inner(request, context)
             return response
 
         return call
@@ -96,7 +110,14 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
                 # A caller may leave in the middle: what the handler holds is given back then, not when
                 # the garbage collector comes by.
                 async with aclosing(inner(request, context)) as responses:
-                    async for response in responses:
+                    begun = False
+                    while True:
+                        # It is under way while it makes a message, not while that is read.
+                        with self._inside(method, context, begun=begun):
+                            response = await anext(responses, None)
+                        if response is None:
+                            break
+                        begun = True
                         yield response
 
         return call
@@ -138,8 +159,29 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
             with self._drain.running(method):
                 yield
 
+    def _inside(self, method: str, context: Context, *, begun: bool = False) -> AbstractContextManager[None]:
+        if self._door is None:
+            return nullcontext()
+        return self._door.inside(method, context.time_remaining(), begun=begun)
+
     def _admit(self, method: str, context: Context) -> None:
         self._authority.check(method, context.invocation_metadata() or ())
+
+
+def _refusal(method: str, door: Door) -> Handler:
+    """Says no to one method.
+
+    As a handler of streams it need not wait for the request. An answer that has no message is the same for
+    all kinds of calls.
+    """
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    counted = metrics.rpc_seconds.labels(method, code.name)
+
+    async def call(_requests: AsyncIterator[Message], context: Context) -> Message:
+        counted.observe(0.0)
+        await context.abort(*door.refusal(method))
+
+    return grpc.stream_unary_rpc_method_handler(call)
 
 
 @asynccontextmanager

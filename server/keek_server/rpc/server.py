@@ -20,6 +20,7 @@ from keek.v1 import (
     video_service_pb2_grpc,
 )
 from keek_server.rpc.admin import Authority
+from keek_server.rpc.door import Door
 from keek_server.rpc.drain import Drain
 from keek_server.rpc.feed import FeedServicer
 from keek_server.rpc.guard import GuardInterceptor
@@ -78,6 +79,7 @@ def build_server(
     health_: Health,
     authority: Authority,
     drain: Drain,
+    door: Door,
     *,
     shares_port: bool,
 ) -> grpc.aio.Server:
@@ -88,7 +90,7 @@ def build_server(
     """
     # Unless they are meant to, two servers on one port would split the calls between them without a word.
     options = (*_OPTIONS, ("grpc.so_reuseport", int(shares_port)))
-    guard = GuardInterceptor(RuleChecker(), authority, drain)
+    guard = GuardInterceptor(RuleChecker(), authority, drain, door)
     server = grpc.aio.server(interceptors=(guard,), options=options)
     feed_service_pb2_grpc.add_FeedServiceServicer_to_server(feed, server)
     interaction_service_pb2_grpc.add_InteractionServiceServicer_to_server(interactions, server)

@@ -18,6 +18,7 @@ from keek_server.errors import (
     OverloadedError,
     PermissionDeniedError,
     SetupError,
+    TooLateError,
     UnavailableError,
 )
 
@@ -31,6 +32,7 @@ _CODES: tuple[tuple[type[KeekError], grpc.StatusCode, str], ...] = (
     (PermissionDeniedError, grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),
     (OverloadedError, grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
     (UnavailableError, grpc.StatusCode.UNAVAILABLE, "DEPENDENCY_UNAVAILABLE"),
+    (TooLateError, grpc.StatusCode.DEADLINE_EXCEEDED, "TOO_LATE"),
     (SetupError, grpc.StatusCode.FAILED_PRECONDITION, "SETUP"),
     (KeekError, grpc.StatusCode.INTERNAL, "INTERNAL"),
 )
