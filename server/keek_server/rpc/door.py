@@ -192,6 +192,6 @@ def open_door(settings: Settings) -> Door:
         GradientLimit(
             minimum=settings.concurrency_limit_min,
             maximum=settings.concurrency_limit_max,
-            initial=max(_INITIAL, settings.concurrency_limit_min),
+            initial=_INITIAL,
         )
     )
