@@ -232,11 +232,11 @@ def test_a_golden_input_that_fails_is_refused_with_the_reason(tmp_path: Path) ->
     assert "Gather" in refusal.detail
 
 
-def test_a_tower_that_is_fifty_times_slower_than_the_live_one_is_refused(tmp_path: Path) -> None:
+def test_a_tower_that_is_many_times_slower_than_the_live_one_is_refused(tmp_path: Path) -> None:
     (tmp_path / "live").mkdir()
     live = written(tmp_path / "live", user_tower(), video_tower())
     towers = LiveTowers(live.user_tower, live.video_tower, live.history_length)
-    source = written(tmp_path, slow(10), video_tower())
+    source = written(tmp_path, slow(40), video_tower())
     (refusal,) = failures(preflight(source, towers, SETTINGS))
     assert refusal.name == "latency"
     assert refusal.value is not None
