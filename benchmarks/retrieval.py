@@ -32,10 +32,10 @@ from keek_server.retrieval.gpu import Gpu, GpuIndex
 from keek_server.retrieval.index import FaissIndex, Vectors
 from keek_server.retrieval.kinds import MainKind
 from keek_server.retrieval.live import LiveIndex
-from keek_server.retrieval.measure import exact_rows, timed
+from keek_server.retrieval.measure import timed
 from keek_server.retrieval.query import Query
 from keek_server.retrieval.searcher import Searcher, search_executor
-from keek_server.retrieval.tuning import recall_at_k
+from keek_server.retrieval.tuning import exact_rows, recall_at_k
 from keek_server.settings import Settings
 
 _K: Final = 100

@@ -9,9 +9,9 @@ import pytest
 from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.index import FaissIndex, IndexReport, Vectors
 from keek_server.retrieval.kinds import MainKind
-from keek_server.retrieval.measure import Measured, compare, depths, exact_rows, ladder, one_thread, timed
+from keek_server.retrieval.measure import Measured, compare, depths, ladder, one_thread, timed
 from keek_server.retrieval.rebuild import BuiltKind, MeasuredKind, build_kinds, compare_kinds, fastest
-from keek_server.retrieval.tuning import recall_at_k
+from keek_server.retrieval.tuning import exact_rows, recall_at_k
 
 COUNT = 3000
 TARGET = 0.95

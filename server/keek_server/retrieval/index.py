@@ -203,9 +203,20 @@ class FaissIndex:
             k: At least 1.
         """
         assert self.vectors is not None
-        scores = np.einsum("nd,nkd->nk", queries, self.vectors[np.maximum(rows, 0)])
-        scores[rows < 0] = -np.inf
-        return best(scores, rows, k)
+        return best(whole_scores(queries, self.vectors, rows), rows, k)
+
+
+def whole_scores(queries: Vectors, vectors: Vectors, rows: Rows) -> Scores:
+    """Dot products with the whole vectors of candidates: float32 [n, m], -inf where a row is -1.
+
+    Args:
+        queries: float32 [n, dimension].
+        vectors: float32 [rows, dimension].
+        rows: int64 [n, m].
+    """
+    scores: Scores = np.einsum("nd,nkd->nk", queries, vectors[np.maximum(rows, 0)])
+    scores[rows < 0] = -np.inf
+    return scores
 
 
 def score(queries: Vectors, vectors: Vectors, rows: Rows | None, k: int) -> tuple[Scores, Rows]:

@@ -15,7 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from keek_server.retrieval.index import RECALL_AT, FaissIndex, Index, IndexReport, Rows, Vectors
-from keek_server.retrieval.tuning import Recalls, recalls_at_k
+from keek_server.retrieval.tuning import Recalls, exact_rows, recalls_at_k
 
 T = TypeVar("T")
 
@@ -174,18 +174,6 @@ def depths(index: Index, report: IndexReport, vectors: Vectors, queries: Vectors
         recalls = _recalls(index, some, exact_rows(vectors, some, depth))
         found.append(Depth(depth, effort, float(recalls.mean())))
     return found
-
-
-def exact_rows(vectors: Vectors, queries: Vectors, k: int) -> Rows:
-    """The rows that exact search finds, by FAISS: int64 [m, k].
-
-    Args:
-        vectors: float32 [n, dimension].
-        queries: float32 [m, dimension].
-        k: Rows wanted a query, at most n.
-    """
-    _, rows = faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
-    return np.asarray(rows)
 
 
 def timed(search: Callable[[T], object], queries: Iterable[T]) -> list[float]:

@@ -16,6 +16,7 @@ from keek_server.retrieval.index import (
     Vectors,
     best,
     score,
+    whole_scores,
 )
 from keek_server.retrieval.milvus_store import TOPK_MOST, Milvus
 
@@ -128,8 +129,7 @@ class MilvusIndex:
         width = min(max(k, RECALL_AT) * rerank, TOPK_MOST, len(self._vectors)) if rerank else k
         scores, rows = self._milvus.search(self._collection, queries, width, nprobe)
         if rerank:
-            whole = np.einsum("nd,nkd->nk", queries, self._vectors[np.maximum(rows, 0)])
-            scores = np.where(rows < 0, np.float32(-np.inf), whole)
+            scores = whole_scores(queries, self._vectors, rows)
         return best(scores, rows, k)
 
 

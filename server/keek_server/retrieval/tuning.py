@@ -62,6 +62,18 @@ def tune(
     return _Tuner(filled, vectors, queries[:QUERIES], report.kind, target).tune(report)
 
 
+def exact_rows(vectors: Vectors, queries: Vectors, k: int) -> Rows:
+    """The rows that exact search finds, by FAISS: int64 [m, k].
+
+    Args:
+        vectors: float32 [n, dimension].
+        queries: float32 [m, dimension].
+        k: Rows wanted a query, at most n.
+    """
+    _, rows = faiss.knn(queries, vectors, k, metric=faiss.METRIC_INNER_PRODUCT)
+    return np.asarray(rows)
+
+
 def recall_at_k(found: Rows, exact: Rows) -> float:
     """Mean share of the exact rows [n, k] that were found [n, k]."""
     return float(recalls_at_k(found, exact).mean())
@@ -114,7 +126,7 @@ class _Tuner:
         ):
             if group:
                 queries = self._queries_for(group[-1])
-                _, rows = faiss.knn(queries, self._vectors, group[-1], metric=faiss.METRIC_INNER_PRODUCT)
+                rows = exact_rows(self._vectors, queries, group[-1])
                 wanted |= {depth: rows[:, :depth] for depth in group}
         return wanted
 
