@@ -2,8 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Final
 
 Task = Callable[[], None]
+
+_LOOK_S: Final = 0.2
+"""How often the main thread wakes: a signal that comes just before it goes to sleep does not wake it."""
 
 
 def run_parallel(tasks: Iterable[Task], jobs: int, abandon: Callable[[], None]) -> None:
@@ -39,7 +43,10 @@ def _feed(pool: ThreadPoolExecutor, tasks: Iterable[Task], most: int) -> None:
 
 def _next(waiting: set[Future[None]]) -> set[Future[None]]:
     """Waits for one; gives the others."""
-    done, others = wait(waiting, return_when=FIRST_COMPLETED)
+    done: set[Future[None]] = set()
+    others = waiting
+    while not done:
+        done, others = wait(waiting, _LOOK_S, FIRST_COMPLETED)
     for future in done:
         future.result()
     return others
