@@ -111,7 +111,8 @@ class Settings(BaseSettings):
     media_deadline_s: Seconds = 30.0
     """Reading or writing one part of a file there."""
     video_sources: tuple[str, ...] = ()
-    """Prefixes of paths and URLs that CreateVideo may take videos from, as JSON; none by default."""
+    """Prefixes of paths and URLs that CreateVideo may take videos from, as JSON; none by default. `https://`
+    needs the extra `keek[server,http]`, and redirects are not followed."""
     upload_limit: Annotated[int, Field(ge=1)] = 64
     """Videos that come in at a server at the same time, uploaded or fetched from where they lie; further
     ones are refused."""

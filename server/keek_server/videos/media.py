@@ -20,7 +20,7 @@ from keek_server.settings import Settings
 from keek_server.videos.copying import Copy
 from keek_server.videos.parts import cover, new_name, parse
 from keek_server.videos.scratch import open_scratch
-from keek_server.videos.sources import check_source
+from keek_server.videos.sources import check_prefixes, check_source
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,7 @@ class MediaStore:
             raise SetupError(
                 f"cannot keep files in {settings.media_url}: {error} (KEEK_MEDIA_URL)"
             ) from error
+        check_prefixes(settings.video_sources)
         self._executor = executor
         self._source_executor = sources
         self._deadline_s = settings.media_deadline_s
@@ -140,6 +141,7 @@ class MediaStore:
         Raises:
             NotFoundError: When there is none.
             BadMediaError: When it is larger than `max_bytes`.
+            InvalidArgumentError: When a web server says that it is elsewhere.
         """
         own = self._own_path(url)
         executor = self._source_executor if own is None else self._executor
@@ -229,7 +231,7 @@ async def open_media(settings: Settings) -> AsyncIterator[MediaStore]:
     """The store at `media_url`, and a scratch folder that is removed at the end.
 
     Raises:
-        SetupError: When there is no such storage.
+        SetupError: When there is no such storage, or a library is missing for it or for `video_sources`.
     """
     executors = ThreadPoolExecutor(_THREADS, "media"), ThreadPoolExecutor(_SOURCE_THREADS, "sources")
     try:

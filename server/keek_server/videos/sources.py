@@ -4,11 +4,31 @@ from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from keek_server.errors import InvalidArgumentError
+import fsspec
+
+from keek_server.errors import InvalidArgumentError, SetupError
 
 _LOCAL = ("", "file", "local")
 _WEB = ("http", "https")
 _UNQUOTED_TIMES = 8
+
+
+def check_prefixes(prefixes: Iterable[str]) -> None:
+    """Looks whether files can be read that lie under the prefixes.
+
+    Raises:
+        SetupError: When fsspec does not know one, or lacks a library for it.
+    """
+    for prefix in prefixes:
+        try:
+            fsspec.get_filesystem_class(urlsplit(prefix).scheme or "file")
+        except (ImportError, ValueError) as error:
+            raise SetupError(f"cannot take videos from {prefix}: {error} (KEEK_VIDEO_SOURCES)") from error
+
+
+def is_web(url: str) -> bool:
+    """Whether a web server has it."""
+    return urlsplit(url).scheme in _WEB
 
 
 def check_source(url: str, prefixes: Iterable[str], own: Iterable[str]) -> str:
@@ -42,7 +62,7 @@ def _plain(url: str) -> str:
     if parts.scheme in _LOCAL:
         return f"file://{_real_path(url.removeprefix(f'{parts.scheme}://'))}"
     # Only the web knows a query, where `/` may well be encoded; for others it is part of the path.
-    path = parts.path if parts.scheme in _WEB else url.partition("://")[2]
+    path = parts.path if is_web(url) else url.partition("://")[2]
     unquoted = _unquoted(path)
     if "\\" in unquoted or unquoted.count("/") != path.count("/"):
         raise _refused("has encoded separators")
