@@ -49,9 +49,8 @@ def main() -> None:
         default=_real_clips(),
         help="folder of real clips (default: videos in KEEK_TEST_DATA, or else rendered ones)",
     )
-    parser.add_argument(
-        "--clip", default="ViT-B-32", help="CLIP's architecture, untrained (default: ViT-B-32)"
-    )
+    parser.add_argument("--clip", default="ViT-B-32", help="CLIP's architecture (default: ViT-B-32)")
+    parser.add_argument("--pretrained", metavar="TAG|PATH", help="its weights; untrained when left out")
     parser.add_argument("--bulk", type=int, default=1_000_000, help="videos in bulk; 0 leaves it out")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="keek-ingest-") as directory:
@@ -63,12 +62,14 @@ def main() -> None:
 
 def _real_clips() -> Path | None:
     folder = os.environ.get("KEEK_TEST_DATA")
-    return Path(folder) / "videos" if folder else None
+    clips = Path(folder) / "videos" if folder else None
+    return clips if clips is not None and clips.is_dir() else None
 
 
 def _measure_uploads(directory: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     clips = _clips(directory, arguments.videos)
-    publish_small_release(directory, ("--model", arguments.clip, "--untrained"))
+    weights = ("--pretrained", arguments.pretrained) if arguments.pretrained else ("--untrained",)
+    publish_small_release(directory, ("--model", arguments.clip, *weights))
     with (
         _metrics_address() as metrics,
         running_server(directory / "server.log", timeout_s=_UP_S) as address,
@@ -82,7 +83,12 @@ def _measure_uploads(directory: Path, arguments: argparse.Namespace) -> dict[str
         bar = tqdm(chosen, desc="uploads", file=sys.stderr)
         times = [_upload(client, clip, f"upload-{i}") for i, clip in enumerate(bar)]
         stages = {name: total - before.get(name, 0.0) for name, total in _stages(metrics).items()}
-    return {"clip": arguments.clip, "real_clips": arguments.videos is not None} | _result(times, stages)
+    about = {
+        "clip": arguments.clip,
+        "clip_untrained": not arguments.pretrained,
+        "real_clips": arguments.videos is not None,
+    }
+    return about | _result(times, stages)
 
 
 def _result(times: Sequence[tuple[float, float]], stages: dict[str, float]) -> dict[str, Any]:

@@ -42,6 +42,7 @@ async def test_a_release_has_the_exported_clip_and_the_next_one_carries_it_over(
     try:
         done = await asyncio.to_thread(command, published, "keek-train", "publish", "--run", "e2e")
         assert done.returncode == 0, done.stdout + done.stderr
+        assert "its CLIP is untrained" in done.stdout
     finally:
         aside.rename(export)
 

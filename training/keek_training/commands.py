@@ -167,6 +167,8 @@ def run_publish(arguments: argparse.Namespace, settings: Settings) -> int:
     else:
         print(f"release {release.release_id} is ready; {recall}")
         print(f"to try it: keek releases canary {release.release_id} 5")
+    if release.clip is not None and release.clip.untrained:
+        print("its CLIP is untrained: what searches find by it means nothing")
     return 0
 
 
