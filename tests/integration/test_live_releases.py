@@ -18,6 +18,7 @@ from keek_server.app import App, open_app
 from keek_server.embedded import EmbeddedStack
 from keek_server.releases.plan import Trial, TrialKind
 from keek_server.releases.registry import ReleaseRegistry
+from keek_server.retrieval.fresh import VECTORS
 from keek_server.retrieval.gpu import GpuIndex
 from keek_server.settings import Settings
 from keek_server.storage.database import Database, open_database
@@ -265,13 +266,24 @@ async def test_a_triton_that_forgot_a_model_is_asked_to_load_it(fleet: Fleet) ->
     assert (await scores(fleet, 0, fleet.users[0]))[1]
 
 
-async def test_what_is_uploaded_reaches_the_release_that_would_be_gone_back_to(fleet: Fleet) -> None:
-    await fleet.clients[0].activate_release(fleet.second)
-    held = {each.release.id: each for each in fleet.apps[1].live.served.held}
-    assert held.keys() == {fleet.first, fleet.second}
-    await fleet.clients[0].delete_video(next(iter((await scores(fleet, 0, fleet.users[0]))[1])))
+@pytest.mark.parametrize("is_tried", [False, True])
+async def test_what_comes_and_goes_reaches_all_releases_of_all_servers(fleet: Fleet, is_tried: bool) -> None:
+    """Also what would be gone back to, and a canary."""
+    if is_tried:
+        await fleet.clients[0].start_canary(fleet.second, 30.0)
+    else:
+        await fleet.clients[0].activate_release(fleet.second)
+    served = [app.live.served for app in fleet.apps]
+    assert [own.trial is not None for own in served] == [is_tried] * 2
+    held = [each for own in served for each in own.held]
+    assert sorted(each.release.id for each in held) == sorted([fleet.first, fleet.second] * 2)
+    new, gone = f"new-{is_tried}", next(iter((await scores(fleet, 0, fleet.users[0]))[1]))
+    await fleet.clients[0].import_videos([keek.Video(video_id=new)])
+    await fleet.clients[0].delete_video(gone)
     async with asyncio.timeout(10):
-        while not all(each.fresh.deleted for each in held.values()):
+        while not all(
+            gone in each.fresh.deleted and each.fresh.index.value(new, VECTORS) is not None for each in held
+        ):
             await asyncio.sleep(0.05)
 
 
