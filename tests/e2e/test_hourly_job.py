@@ -14,7 +14,7 @@ import keek
 from keek_server.interactions.append import Interaction
 from keek_server.interactions.kinds import InteractionKind
 from keek_server.interactions.log import InteractionLog
-from keek_server.releases.release import Corpus
+from keek_server.releases.release import Corpus, Release
 from keek_server.settings import Settings
 from keek_server.storage.database import open_database
 from keek_server.videos.catalogue import Catalogue
@@ -72,6 +72,9 @@ async def test_a_round_brings_what_is_new_into_a_release_and_feeds_for_when_trit
     training = manifest["metrics"]["training"]
     assert training["new_users"] >= len(NEW_USERS) - 1
     assert training["log"]["last_seq"] >= 16_200
+    audience = Release.open(settings.release_dir / release_id).audience
+    assert audience is not None
+    assert (audience.ids.rows_of(NEW_USERS) >= 0).all()
     run = Path(settings.data_dir / "runs" / manifest["source"])
     assert json.loads((run / "config.json").read_text())["base"] == "e2e"
 
