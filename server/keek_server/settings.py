@@ -170,9 +170,9 @@ class Settings(BaseSettings):
     seen_limit: Annotated[int, Field(ge=1)] = 2000
     """Videos remembered as seen by a user, newest kept."""
     reuse_user_vectors: bool = True
-    """Whether a user's vector serves further feeds as long as nothing that it was computed from has changed:
-    the history, the release, the vectors of the videos. The newest interaction may have aged by 1 % of its
-    age, and by 300 s at most."""
+    """Whether a user's vector, and the videos found for it, serve further feeds as long as nothing that they
+    were computed from has changed: the history, the seen videos, the release, the vectors of the videos.
+    The newest interaction may have aged by 1 % of its age, and by 300 s at most."""
     trending_refresh_s: Annotated[float, Field(ge=0.0)] = 0.2
     """How old the head of the trending list may be that a server keeps for its feeds; 0 reads it for every
     feed. Who waits for an interaction to be in the feed (`wait_for_feed`) has it read anew."""

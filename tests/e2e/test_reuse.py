@@ -12,7 +12,7 @@ from keek_server.app import open_app
 from keek_server.clock import now_us
 from keek_server.embedded import EmbeddedStack
 
-USERS = [f"u{n}" for n in range(40)]
+USERS = [f"u{n}" for n in range(1, 41)]
 SIZE = 20
 
 

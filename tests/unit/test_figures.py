@@ -38,6 +38,7 @@ def serving(release_id: str) -> ServingRelease:
     return ServingRelease(
         release,
         users=NONE,
+        found=NONE,
         fresh=NONE,
         searcher=cast("Any", "for feeds"),
         side_searcher=cast("Any", "aside"),

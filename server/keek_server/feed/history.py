@@ -64,7 +64,8 @@ async def user_vector(
         now_us: The moment that ages are counted to.
 
     Returns:
-        None when the release knows none of the history's videos.
+        The same object as long as the vector is kept. None when the release knows none of the videos of
+        the history.
 
     Raises:
         UnavailableError, OverloadedError: See `UserVectors.vector`.
@@ -77,16 +78,14 @@ async def user_vector(
     inputs = history_inputs(videos, user_id, history, now_us)
     if len(inputs.kinds) == 0:
         return None
-    vector = await users.vector(inputs)
-    users.kept.keep(
+    return users.kept.keep(
         user_id,
         digest,
-        vector,
+        await users.vector(inputs),
         change_count=change_count,
         computed_us=now_us,
         newest_us=history[-1].event_time_us,
     )
-    return vector
 
 
 def _are_as_before(videos: LivingVectors, change_count: int, history: History) -> bool:

@@ -10,13 +10,17 @@ from keek_server.feed.types import Candidate, FeedContext, FeedSource
 from keek_server.interactions.heads import Head, TrendingHead
 from keek_server.interactions.trending import Trending
 from keek_server.releases.release import Corpus
+from keek_server.retrieval.found import FoundVideo
 from keek_server.retrieval.ids import hash_id
 from keek_server.retrieval.query import Excluded, Query
+from keek_server.towers.features import Float32Array
 from keek_server.videos.catalogue import Catalogue
 from keek_server.videos.filters import FILTERED_COLUMNS
 
 _MARGIN: Final = 3
 """Candidates per slot, so that the owner cap has something to choose from."""
+_AHEAD: Final = 2
+"""Further candidates per slot that are searched with the first page, and kept for those that follow."""
 _SPARE: Final = 1024
 """Deleted and other videos that are passed over at the head of the trending list, beside what the user has
 seen, before fewer candidates are enough."""
@@ -35,22 +39,42 @@ class PersonalisedSource:
 
     async def candidates(self, context: FeedContext, count: int) -> list[Candidate]:
         """See `Source`; scored by the dot product of user and video vector."""
-        serving, videos = context.serving, context.serving.fresh.index
-        user_id, history = context.query.user_id, context.history
-        vector = await user_vector(serving.users, videos, user_id, history, context.now_us)
+        serving, query = context.serving, context.query
+        vector = await user_vector(
+            serving.users, serving.fresh.index, query.user_id, context.history, context.now_us
+        )
         if vector is None:
             return []
-        wanted = context.query
+        if query.allowed is not None:
+            found = await self._search(context, vector, _MARGIN * count)
+        else:
+            found = await self._find(context, vector, _MARGIN * count, _AHEAD * count)
+        return [Candidate(video_id, self.source, score, owner) for video_id, score, owner in found]
+
+    async def _find(
+        self, context: FeedContext, vector: Float32Array, wanted: int, ahead: int
+    ) -> list[FoundVideo]:
+        """What a search finds, of this page or of one before."""
+        kept, videos = context.serving.found, context.serving.fresh.index
+        user_id, seen, served = context.query.user_id, context.user.seen, context.served
+        found = kept.find(user_id, vector, videos, wanted, seen=seen, served=served)
+        if found is None:
+            change_count = videos.change_count
+            found = await self._search(context, vector, wanted + ahead)
+            if not served:
+                is_whole = len(found) < wanted + ahead
+                kept.keep(user_id, vector, found, seen=seen, change_count=change_count, is_whole=is_whole)
+        return found[:wanted]
+
+    async def _search(self, context: FeedContext, vector: Float32Array, wanted: int) -> list[FoundVideo]:
+        serving, asked = context.serving, context.query
         excluded = Excluded(context.user.seen, context.served)
-        query = Query(vector, _MARGIN * count, wanted.allowed, excluded=excluded, among=wanted.filter.rows)
+        query = Query(vector, wanted, asked.allowed, excluded=excluded, among=asked.filter.rows)
         # Where few videos meet a filter, all are asked: other feeds do not wait for that.
-        searcher = serving.side_searcher if wanted.filter.is_set else serving.searcher
+        searcher = serving.side_searcher if asked.filter.is_set else serving.searcher
         hits = await searcher.search(query)
-        owners = hits.values(videos.columns["owners"], "owners")
-        return [
-            Candidate(video_id, self.source, score, owner)
-            for video_id, score, owner in zip(hits.found_ids(), hits.scores.tolist(), owners, strict=True)
-        ]
+        owners = hits.values(serving.fresh.index.columns["owners"], "owners")
+        return list(map(FoundVideo, hits.found_ids(), hits.scores.tolist(), owners))
 
 
 class Listed(NamedTuple):

@@ -11,6 +11,7 @@ import numpy as np
 from keek_server.errors import KeekError, SetupError
 from keek_server.releases.fresh import FreshVideos
 from keek_server.releases.release import VIDEO_COLUMNS, Audience, Release
+from keek_server.retrieval.found import FoundVideos
 from keek_server.retrieval.fresh import VECTORS
 from keek_server.retrieval.gpu import Gpu, GpuIndex
 from keek_server.retrieval.live import LiveIndex
@@ -29,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 _WARM_UP_DEADLINE_S = 10.0
 _PROBE_DEADLINE_S = 1.0
-_VECTORS_KEPT = 20_000
-"""Users whose vectors a release keeps: 12 MiB."""
+_USERS_KEPT = 20_000
+"""Users whose vectors and found videos a release keeps: 12 MiB and about 40 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class ServingRelease:
 
     release: Release
     users: UserVectors
+    found: FoundVideos
     fresh: FreshVideos
     """The videos: the release's own and those that came since."""
     searcher: Searcher
@@ -146,13 +148,15 @@ class ReleaseOpener:
         settings = self._settings
         fresh = FreshVideos(release, self._feed, self._towers, fresh_limit=settings.fresh_limit)
         audience = _audience(release, settings.fresh_limit)
+        users_kept = _USERS_KEPT if settings.reuse_user_vectors else 0
         return ServingRelease(
             release,
             UserVectors(
                 self._towers,
                 release.manifest.user_tower.version,
-                kept_limit=_VECTORS_KEPT if settings.reuse_user_vectors else 0,
+                kept_limit=users_kept,
             ),
+            FoundVideos(users_kept),
             fresh,
             Searcher(fresh.index, self._executors.feeds),
             self._side_searcher(fresh.index),

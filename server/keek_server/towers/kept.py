@@ -58,8 +58,8 @@ class KeptVectors:
         change_count: int,
         computed_us: int,
         newest_us: int,
-    ) -> None:
-        """Keeps a vector.
+    ) -> Float32Array:
+        """Keeps a vector; gives what is kept.
 
         Args:
             user_id: Whose it is.
@@ -70,13 +70,13 @@ class KeptVectors:
             newest_us: Time of the newest interaction.
         """
         if not self._limit:
-            return
+            return vector
         age_s = max(0, computed_us - newest_us) / 1e6
         holds_s = min(MOST_S, max(LEAST_S, AGE_DRIFT * (1 + age_s)))
         self._kept.pop(user_id, None)
         # A copy: what it is a row of may be a whole batch.
-        self._kept[user_id] = KeptVector(
-            vector.copy(), digest, change_count, computed_us + int(holds_s * 1e6)
-        )
+        vector = vector.copy()
+        self._kept[user_id] = KeptVector(vector, digest, change_count, computed_us + int(holds_s * 1e6))
         if len(self._kept) > self._limit:
             self._kept.popitem(last=False)
+        return vector
