@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from keek_server.breaker import Breaker
 from keek_server.errors import SetupError
 from keek_server.feed.cached import CachedFeeds, CachedSource
 from keek_server.feed.exposures import ExposureLog
@@ -120,7 +121,8 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
         catalogue = Catalogue(database)
         log = InteractionLog(database, max_rows=settings.commit_rows, max_delay_s=settings.commit_delay_s)
         keys = ProjectionKeys.of(settings.redis_prefix, (await log.extent()).log_id)
-        projection = Projection(redis, keys, deadline_s=settings.redis_deadline_s)
+        breaker = Breaker("Redis", "redis", deadline_s=settings.redis_deadline_s)
+        projection = Projection(redis, keys, deadline_s=settings.redis_deadline_s, breaker=breaker)
         trending = Trending(projection, settings)
         head = TrendingHead(trending, refresh_s=settings.trending_refresh_s)
         projector = Projector(log, projection, ProjectionWriter(redis, keys, settings), settings)
@@ -140,13 +142,16 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
         library = Library(catalogue, media, ingest, follower, cleaner, incoming, settings)
         watchers = Slots(settings.watch_limit, "callers of WatchVideo")
         exposures = ExposureLog(database)
-        cached_feeds = CachedFeeds(redis, keys, deadline_s=settings.redis_deadline_s)
+        cached_feeds = CachedFeeds(redis, keys, deadline_s=settings.redis_deadline_s, breaker=breaker)
         figures = ReleaseFigures(window_s=settings.rollback_window_s)
         shadow = Shadow(live, figures, limit=settings.shadow_limit)
         pipeline = FeedPipeline(
             live,
             Stages(
-                hydrators=(ProjectionHydrator(projection), LogHydrator(log, settings.history_limit)),
+                hydrators=(
+                    ProjectionHydrator(projection),
+                    LogHydrator(log, history_limit=settings.history_limit, seen_limit=settings.seen_limit),
+                ),
                 sources=(PersonalisedSource(), TrendingSource(trending, head, catalogue), PopularSource()),
                 filters=FILTERS,
                 scorer=SourceScorer(),

@@ -25,6 +25,12 @@ refused = Counter(
 )
 stage_seconds = Histogram("keek_feed_stage_seconds", "Stages of the feed.", ("stage",), buckets=_BUCKETS)
 failures = Counter("keek_feed_failures_total", "Stages of the feed that failed open.", ("stage",))
+breakers_open = Gauge(
+    "keek_breakers_open",
+    "Breakers that are open: feeds do without triton, redis or sql, but for a call now and then.",
+    ("dependency",),
+    multiprocess_mode="livesum",
+)
 exposures_dropped = Counter("keek_exposures_dropped_total", "Exposures that were not logged.")
 log_seq = Gauge("keek_log_seq", "The last row that this server appended to the log.", multiprocess_mode="max")
 projection_seq = Gauge(

@@ -54,6 +54,8 @@ class Settings(BaseSettings):
     """One source's slice of a feed's deadline; a source that is late is left out."""
     redis_deadline_s: Seconds = 0.1
     """One Redis round trip on the feed's path."""
+    sql_read_deadline_s: Seconds = 0.15
+    """One read of SQL on the feed's path: a history while Redis is gone, the owners of what trends."""
     sql_deadline_s: Seconds = 5.0
     """One SQL transaction."""
     commit_delay_s: Seconds = 5.0

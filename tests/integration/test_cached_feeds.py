@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,13 +22,17 @@ from keek_server.feed.mixing import QuotaSelector
 from keek_server.feed.pipeline import FeedPipeline, Stages
 from keek_server.feed.scorers import SourceScorer
 from keek_server.feed.sources import PopularSource
-from keek_server.feed.types import Candidate, FeedContext, FeedPage, FeedQuery, FeedSource
+from keek_server.feed.types import Candidate, FeedContext, FeedPage, FeedQuery, FeedSource, Hydrator
 from keek_server.interactions.history import History
 from keek_server.interactions.projection import UserState
-from keek_server.releases.release import Corpus, Release
+from keek_server.releases.figures import personalised_failed
+from keek_server.releases.release import VIDEO_COLUMNS, Corpus, Release
 from keek_server.retrieval.build import IndexOptions, build_index
+from keek_server.retrieval.fresh import VECTORS
 from keek_server.retrieval.ids import hash_id
+from keek_server.retrieval.live import LiveIndex
 from keek_server.settings import Settings
+from keek_server.videos.filters import VideoFilter
 from keek_training.hourly.feeds import make_feeds
 
 if TYPE_CHECKING:
@@ -41,10 +46,10 @@ IDS = [f"v{i}" for i in range(COUNT)]
 def release() -> Release:
     """40 videos, two an owner, popular from the last to the first."""
     rng = np.random.default_rng(1)
-    columns = {
-        "vectors": rng.normal(size=(COUNT, 64)).astype(np.float32),
-        "owners": np.array([hash_id(f"o{i // 2}") for i in range(COUNT)], np.uint64),
-    }
+    columns = {name: np.zeros((COUNT, *column.shape), column.dtype) for name, column in VIDEO_COLUMNS.items()}
+    columns["vectors"] = rng.normal(size=(COUNT, 64)).astype(np.float32)
+    columns["owners"] = np.array([hash_id(f"o{i // 2}") for i in range(COUNT)], np.uint64)
+    columns["durations_s"] = np.arange(COUNT, dtype=np.float32)
     index, _ = build_index(columns["vectors"], columns["vectors"], IndexOptions(COUNT + 1, 1.0))
     corpus = Corpus.build(IDS, columns, np.arange(COUNT))
     return Release(manifest("r1", 1), corpus, index, None, None)
@@ -66,10 +71,11 @@ class Personalised:
 
     def __init__(self) -> None:
         self.works = False
+        self.knows_nobody = False
         self.delay_s = 0.0
 
     def enabled(self, _context: FeedContext) -> bool:
-        return True
+        return not self.knows_nobody
 
     async def candidates(self, _context: FeedContext, _count: int) -> list[Candidate]:
         await asyncio.sleep(self.delay_s)
@@ -110,9 +116,13 @@ class Feed:
     feeds: CachedFeeds
     seen: Seen = dataclasses.field(default_factory=Seen)
 
-    async def page(self, user_id: str = "u1", size: int = 10, deadline_s: float = 5.0) -> FeedPage:
+    hydrators: tuple[Hydrator, ...] = ()
+
+    async def page(
+        self, user_id: str = "u1", size: int = 10, deadline_s: float = 5.0, **wanted: Any
+    ) -> FeedPage:
         stages = Stages(
-            hydrators=(self.seen,),
+            hydrators=self.hydrators or (self.seen,),
             sources=(self.personalised, PopularSource()),
             filters=FILTERS,
             scorer=SourceScorer(),
@@ -121,12 +131,20 @@ class Feed:
             fallbacks={FeedSource.PERSONALISED: self.cached},
         )
         pipeline = FeedPipeline(cast("Any", None), stages, source_deadline_s=0.25)
-        return await pipeline.run(FeedQuery(user_id, size, deadline_s), cast("ServingRelease", self.serving))
+        query = FeedQuery(user_id, size, deadline_s, **wanted)
+        return await pipeline.run(query, cast("ServingRelease", self.serving))
 
 
 @pytest.fixture
 def feed(parts: Parts, release: Release) -> Feed:
-    fresh = SimpleNamespace(deleted=set(), index=SimpleNamespace(value=lambda *_: None))
+    index = LiveIndex(
+        {VECTORS: release.index},
+        release.corpus.ids,
+        release.corpus.columns,
+        fresh_columns=VIDEO_COLUMNS,
+        fresh_limit=10,
+    )
+    fresh = SimpleNamespace(deleted=set(), index=index)
     feeds = CachedFeeds(parts.redis, parts.keys, deadline_s=2.0)
     serving = SimpleNamespace(release=release, fresh=fresh)
     return Feed(serving, Personalised(), CountingSource(feeds), feeds)
@@ -188,6 +206,73 @@ async def test_seen_and_deleted_videos_and_the_owners_share_are_as_in_any_feed(f
     page = await feed.page(size=5)
     assert [item.video_id for item in page.selection.items] == ["v1", "v3", "v5", "v6", "v7"]
     assert page.selection.items[0].owner == hash_id("o0")
+
+
+async def test_owners_that_are_blocked_by_now_are_out_and_the_filter_of_the_request_holds(
+    feed: Feed, release: Release
+) -> None:
+    await feed.feeds.write({"u1": cached()}, 60)
+    # v4 has got another owner since the release was built.
+    row = {name: column[4:5].copy() for name, column in release.corpus.columns.items()}
+    row["owners"][0] = hash_id("o-blocked")
+    feed.serving.fresh.index.put(["v4"], row)
+    blocked = frozenset({hash_id("o0"), hash_id("o-blocked")})
+    page = await feed.page(size=5, blocked_owners=blocked)
+    assert [item.video_id for item in page.selection.items] == ["v2", "v3", "v5", "v6", "v7"]
+    page = await feed.page(size=5, filter=VideoFilter(min_duration_s=8.0), blocked_owners=blocked)
+    assert [item.video_id for item in page.selection.items] == ["v8", "v9", "v10", "v11", "v12"]
+
+
+class Hydrating:
+    """Stands in for one that asks Redis or SQL."""
+
+    def __init__(self, name: str, problem: Exception | None = None, delay_s: float = 0.0) -> None:
+        self.name = name
+        self._problem = problem
+        self._delay_s = delay_s
+
+    async def hydrate(self, context: FeedContext) -> None:
+        await asyncio.sleep(self._delay_s)
+        if self._problem is not None:
+            raise self._problem
+        context.user = UserState(History(), frozenset({"v0"}))
+
+
+async def test_where_the_history_comes_from_is_told_when_it_is_not_the_usual_place(feed: Feed) -> None:
+    feed.personalised.works = True
+    feed.hydrators = Hydrating("projection", UnavailableError("Redis is late")), Hydrating("log")
+    page = await feed.page()
+    (degradation,) = page.context.degradations
+    assert degradation.reason == "history read from the log: Redis is late"
+    assert degradation.source is FeedSource.PERSONALISED
+    assert degradation.replaced_by == []
+    assert sources(page) == {FeedSource.PERSONALISED}
+
+
+@pytest.mark.parametrize("fault", [UnavailableError("SQL is gone"), ValueError("a mistake")])
+async def test_without_any_history_the_cached_feed_stands_in_and_both_reasons_are_told(
+    feed: Feed, fault: Exception
+) -> None:
+    await feed.feeds.write({"u1": cached()}, 60)
+    feed.personalised.knows_nobody = True
+    feed.hydrators = Hydrating("projection", UnavailableError("Redis is late")), Hydrating("log", fault)
+    page = await feed.page()
+    (degradation,) = page.context.degradations
+    said = "SQL is gone" if isinstance(fault, UnavailableError) else "the log failed"
+    assert degradation.reason == f"history unknown: Redis is late; {said}"
+    assert degradation.replaced_by == [FeedSource.CACHED]
+    assert sources(page) == {FeedSource.CACHED}
+    assert not personalised_failed(page)  # nor is the release at fault
+
+
+async def test_when_every_step_is_late_a_part_of_the_deadline_is_left(feed: Feed) -> None:
+    feed.hydrators = Hydrating("projection", delay_s=9.0), Hydrating("log", delay_s=9.0)
+    feed.personalised.delay_s = 9.0
+    began = time.monotonic()
+    page = await feed.page(deadline_s=0.6)
+    assert len(page.selection.items) == 10
+    assert time.monotonic() - began < 0.6
+    assert page.context.degradations[0].reason.startswith("history unknown: the projection took longer than")
 
 
 async def test_a_late_triton_leaves_the_cached_feed_what_is_left_of_the_deadline(feed: Feed) -> None:

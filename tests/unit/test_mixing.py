@@ -10,7 +10,7 @@ from keek_server.feed.mixing import QuotaSelector
 from keek_server.feed.scorers import SourceScorer
 from keek_server.feed.types import Candidate, FeedSource, Selection
 
-P, T, POP = FeedSource.PERSONALISED, FeedSource.TRENDING, FeedSource.POPULAR
+P, T, POP, C = FeedSource.PERSONALISED, FeedSource.TRENDING, FeedSource.POPULAR, FeedSource.CACHED
 
 
 def candidates(source: FeedSource, count: int, *, prefix: str = "", owner: int = 0) -> list[Candidate]:
@@ -19,9 +19,15 @@ def candidates(source: FeedSource, count: int, *, prefix: str = "", owner: int =
 
 
 def select(
-    given: list[Candidate], *, size: int = 10, share: float = 0.7, cap: int = 2, served: int = 0
+    given: list[Candidate],
+    *,
+    size: int = 10,
+    share: float = 0.7,
+    cap: int = 2,
+    served: int = 0,
+    failed: frozenset[FeedSource] = frozenset(),
 ) -> Selection:
-    context: Any = SimpleNamespace(query=SimpleNamespace(page_size=size, served=(0,) * served))
+    context: Any = SimpleNamespace(query=SimpleNamespace(page_size=size, served=(0,) * served), failed=failed)
     return QuotaSelector(share, cap).select(context, given)
 
 
@@ -96,3 +102,17 @@ def test_scores_that_are_no_numbers_sink() -> None:
     broken = [Candidate("nan", P, float("nan")), Candidate("inf", P, float("inf")), Candidate("ok", P, -5.0)]
     context: Any = None
     assert SourceScorer().score(context, broken)[0].video_id == "ok"
+
+
+def test_for_personalised_videos_that_failed_cached_ones_stand_in_then_trending_then_popular() -> None:
+    failed = frozenset({P})
+    given = candidates(C, 5) + candidates(T, 4) + candidates(POP, 30)
+    assert counts(select(given, failed=failed)) == {C: 5, T: 4, POP: 1}
+    assert counts(select(candidates(T, 30) + candidates(POP, 30), failed=failed)) == {T: 10}
+    assert counts(select(candidates(POP, 30), failed=failed | {T, C})) == {POP: 10}
+
+
+def test_for_trending_videos_that_failed_popular_ones_stand_in_and_the_mix_stays() -> None:
+    given = candidates(P, 30) + candidates(POP, 30)
+    assert counts(select(given, failed=frozenset({T}))) == {P: 7, POP: 3}
+    assert counts(select(candidates(P, 30), failed=frozenset({T}))) == {P: 10}

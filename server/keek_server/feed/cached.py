@@ -14,6 +14,7 @@ from typing import Final
 
 from redis.asyncio import Redis
 
+from keek_server.breaker import Breaker
 from keek_server.feed.types import Candidate, FeedContext, FeedSource
 from keek_server.interactions.connection import redis_deadline
 from keek_server.interactions.keys import ProjectionKeys
@@ -56,16 +57,20 @@ class CachedFeed:
 class CachedFeeds:
     """The cached feeds of one log's users."""
 
-    def __init__(self, redis: Redis, keys: ProjectionKeys, *, deadline_s: float) -> None:
+    def __init__(
+        self, redis: Redis, keys: ProjectionKeys, *, deadline_s: float, breaker: Breaker | None = None
+    ) -> None:
         """
         Args:
             redis: Where they are.
             keys: Of the log.
             deadline_s: For one round trip.
+            breaker: Of what feeds ask this Redis; one of its own by default.
         """
         self._redis = redis
         self._keys = keys
         self._deadline_s = deadline_s
+        self._breaker = breaker or Breaker("Redis", "redis", deadline_s=deadline_s)
 
     async def read(self, user_id: str) -> CachedFeed | None:
         """A user's feed, whichever release made it; None when there is none.
@@ -73,7 +78,8 @@ class CachedFeeds:
         Raises:
             UnavailableError: When Redis is down or late.
         """
-        async with redis_deadline(self._deadline_s):
+        self._breaker.check()
+        async with redis_deadline(self._deadline_s, self._breaker):
             text = await self._redis.get(self._keys.cached_feed(user_id))
         if text is None:
             return None
@@ -123,16 +129,8 @@ class CachedSource:
         feed = await self._feeds.read(context.query.user_id)
         if feed is None or feed.release_id != context.serving.release.id:
             return []
-        owners = _owners(context, feed.video_ids)
+        owners = context.owners_of(feed.video_ids)
         return [
-            Candidate(video_id, self.source, score, owner)
-            for video_id, score, owner in zip(feed.video_ids, feed.scores, owners, strict=True)
+            Candidate(video_id, self.source, score, owners.get(video_id, 0))
+            for video_id, score in zip(feed.video_ids, feed.scores, strict=True)
         ]
-
-
-def _owners(context: FeedContext, video_ids: tuple[str, ...]) -> list[int]:
-    """Hashes of the owners' ids; 0 where the release does not know the video."""
-    corpus = context.serving.release.corpus
-    rows = corpus.ids.rows_of(video_ids).tolist()
-    owners = corpus.columns["owners"]
-    return [owners[row].item() if row >= 0 else 0 for row in rows]

@@ -1,9 +1,8 @@
 """Where the user's state comes from: the projection, or else the log itself."""
 
-from keek_server.feed.types import Degradation, FeedContext, FeedSource
-from keek_server.interactions.history import History, HistoryEntry
+from keek_server.feed.types import FeedContext
 from keek_server.interactions.log import InteractionLog
-from keek_server.interactions.projection import Projection, UserState
+from keek_server.interactions.projection import Projection
 
 
 class ProjectionHydrator:
@@ -24,15 +23,19 @@ class LogHydrator:
 
     name = "log"
 
-    def __init__(self, log: InteractionLog, history_limit: int) -> None:
+    def __init__(self, log: InteractionLog, *, history_limit: int, seen_limit: int) -> None:
+        """
+        Args:
+            log: Of all interactions.
+            history_limit: The most interactions of a history.
+            seen_limit: The latest interactions whose videos count as seen.
+        """
         self._log = log
         self._history_limit = history_limit
+        self._seen_limit = seen_limit
 
     async def hydrate(self, context: FeedContext) -> None:
         """See `Hydrator`."""
-        rows = await self._log.history(context.query.user_id, self._history_limit)
-        entries = [HistoryEntry(row.video_id, row.kind, row.event_time_us) for row in rows]
-        context.user = UserState(History.of(entries), frozenset(entry.video_id for entry in entries))
-        context.degradations.append(
-            Degradation(FeedSource.PERSONALISED, "history read from the log: Redis does not answer")
+        context.user = await self._log.user(
+            context.query.user_id, history_limit=self._history_limit, seen_limit=self._seen_limit
         )

@@ -23,6 +23,22 @@ _REFILL = {
     ),
 }
 """Who fills a slot of each source, in turn."""
+_REFILL_FAILED = {
+    FeedSource.PERSONALISED: (
+        FeedSource.PERSONALISED,
+        FeedSource.CACHED,
+        FeedSource.TRENDING,
+        FeedSource.POPULAR,
+    ),
+    FeedSource.TRENDING: (
+        FeedSource.TRENDING,
+        FeedSource.POPULAR,
+        FeedSource.PERSONALISED,
+        FeedSource.CACHED,
+    ),
+}
+"""The same for a source that failed. Where one only runs short, the mix is kept as far as it goes; where one
+failed, what is nearest to it stands in: what was personal a while ago, what is liked now, what was before."""
 
 _SLOTS_REMEMBERED = 256
 
@@ -47,9 +63,12 @@ class QuotaSelector:
         # What trends fills its own slots first: a video that is also personal to the user would
         # otherwise take a personalised slot, and the page would show less of both.
         page.fill({FeedSource.TRENDING: (FeedSource.TRENDING,)})
-        page.fill(_REFILL)
+        fillers = {
+            source: (_REFILL_FAILED if source in context.failed else _REFILL)[source] for source in _REFILL
+        }
+        page.fill(fillers)
         page.lift_cap()
-        page.fill(_REFILL)
+        page.fill(fillers)
         chosen = [item for item in page.items if item is not None]
         return Selection(chosen, _shares(slots, chosen))
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
+from typing import Final
 
 from keek_server import metrics
 from keek_server.clock import now_us
@@ -32,6 +33,10 @@ from keek_server.releases.opening import ServingRelease
 
 logger = logging.getLogger(__name__)
 
+_MOST_OF_THE_REST: Final = 1 / 3
+"""Share of what is left of a feed's deadline that one step may take: when every step on the way is late, both
+hydrators, the sources and what stands in for them, a fifth of it is left to make the page."""
+
 
 @dataclass(frozen=True, slots=True)
 class Stages:
@@ -46,7 +51,7 @@ class Stages:
     selector: Selector
     side_effects: Sequence[SideEffect]
     fallbacks: Mapping[FeedSource, Source] = field(default_factory=dict)
-    """Asked only for a request in which the source that they stand in for failed."""
+    """Asked only for a request in which the source that they stand in for failed, or had nothing to go by."""
 
 
 class FeedPipeline:
@@ -91,21 +96,41 @@ class FeedPipeline:
         return FeedContext(query, serving or self._live.serving(query.user_id), now_us())
 
     async def _hydrate(self, context: FeedContext) -> None:
+        problems: list[str] = []
         for hydrator in self._stages.hydrators:
-            try:
-                with metrics.timed(metrics.stage_seconds, hydrator.name):
-                    async with asyncio.timeout(self._slice_s(context)):
-                        await hydrator.hydrate(context)
-            except (KeekError, TimeoutError) as error:
-                metrics.failures.labels(hydrator.name).inc()
-                logger.warning("hydrator %s failed: %s", hydrator.name, error or "deadline exceeded")
-            else:
+            problem = await self._try(hydrator, context)
+            if not problem:
+                if problems:
+                    _degrade(context, f"history read from the {hydrator.name}: {'; '.join(problems)}")
                 return
+            problems.append(problem)
+        if problems:
+            # Nothing personal can be made of nothing; what was made before can stand in.
+            context.failed.add(FeedSource.PERSONALISED)
+            _degrade(context, f"history unknown: {'; '.join(problems)}")
+
+    async def _try(self, hydrator: Hydrator, context: FeedContext) -> str:
+        """Why a hydrator failed; empty when it did not."""
+        slice_s = self._slice_s(context)
+        try:
+            with metrics.timed(metrics.stage_seconds, hydrator.name):
+                async with asyncio.timeout(slice_s):
+                    await hydrator.hydrate(context)
+        except TimeoutError:
+            problem = f"the {hydrator.name} took longer than {slice_s * 1000:.0f} ms"
+        except KeekError as error:
+            problem = str(error)
+        except Exception:
+            logger.exception("hydrator %s failed", hydrator.name)
+            problem = f"the {hydrator.name} failed"
+        else:
+            return ""
+        metrics.failures.labels(hydrator.name).inc()
+        return problem
 
     async def _fetch(self, context: FeedContext) -> tuple[list[Candidate], list[SourceTrace]]:
         fetched = await self._ask_all(self._stages.sources, context)
-        failed = [trace.source for _, trace in fetched if trace.error]
-        fallbacks = [self._stages.fallbacks[name] for name in failed if name in self._stages.fallbacks]
+        fallbacks = [source for name, source in self._stages.fallbacks.items() if name in context.failed]
         fetched += await self._ask_all(fallbacks, context)
         return [c for candidates, _ in fetched for c in candidates], [trace for _, trace in fetched]
 
@@ -152,13 +177,14 @@ class FeedPipeline:
             reason = "internal error"
         if reason:
             metrics.failures.labels(source.name).inc()
+            context.failed.add(source.source)
             context.degradations.append(Degradation(source.source, reason))
         elapsed_s = time.perf_counter() - started
         metrics.stage_of(metrics.stage_seconds, source.name).observe(elapsed_s)
         return candidates, SourceTrace(source.source, len(candidates), elapsed_s, reason)
 
     def _slice_s(self, context: FeedContext) -> float:
-        return min(self._source_deadline_s, context.remaining_s)
+        return min(self._source_deadline_s, _MOST_OF_THE_REST * context.remaining_s)
 
     def _filter(
         self, context: FeedContext, candidates: list[Candidate]
@@ -172,11 +198,16 @@ class FeedPipeline:
         return candidates, traces
 
 
+def _degrade(context: FeedContext, reason: str) -> None:
+    context.degradations.append(Degradation(FeedSource.PERSONALISED, reason))
+
+
 def _name_replacements(context: FeedContext, selection: Selection) -> None:
-    """Says in each degradation which sources filled more slots than were theirs."""
+    """Says for each source that failed which others filled more slots than were theirs."""
     gained = [share.source for share in selection.shares if share.served_count > share.quota_count]
     for degradation in context.degradations:
-        degradation.replaced_by = [source for source in gained if source != degradation.source]
+        if degradation.source in context.failed:
+            degradation.replaced_by = [source for source in gained if source != degradation.source]
 
 
 async def _apply(effects: Sequence[SideEffect], page: FeedPage) -> None:

@@ -1,14 +1,17 @@
 """The sources: personalised, trending, popular."""
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import compress, islice
 from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
+from keek_server.errors import UnavailableError
 from keek_server.feed.history import user_vector
-from keek_server.feed.types import Candidate, FeedContext, FeedSource
+from keek_server.feed.types import Candidate, Degradation, FeedContext, FeedSource
 from keek_server.interactions.heads import Head, TrendingHead
 from keek_server.interactions.trending import Trending
+from keek_server.releases.opening import ServingRelease
 from keek_server.releases.release import Corpus
 from keek_server.retrieval.found import FoundVideo
 from keek_server.retrieval.ids import hash_id
@@ -86,6 +89,25 @@ class Listed(NamedTuple):
     score: float
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known of the videos of a head."""
+
+    head: Head
+    forget_count: int
+    """Of the catalogue, when it was asked."""
+    listed: list[Listed]
+    problem: str
+    """Why the catalogue does not say; empty when it does."""
+    serving: ServingRelease | None
+    """The release that says it instead."""
+
+    def holds(self, head: Head, forget_count: int, serving: ServingRelease) -> bool:
+        """Whether it is the same for another request."""
+        same = self.head is head and self.forget_count == forget_count
+        return same and (self.serving is None or self.serving is serving)
+
+
 class TrendingSource:
     """What many users like at the moment, from Redis."""
 
@@ -97,7 +119,7 @@ class TrendingSource:
         self._trending = trending
         self._head = head
         self._catalogue = catalogue
-        self._listed: tuple[Head | None, int, list[Listed]] = None, 0, []
+        self._known: _Known | None = None
 
     def enabled(self, _context: FeedContext) -> bool:
         """For everyone."""
@@ -120,7 +142,10 @@ class TrendingSource:
         return candidates
 
     async def _choose(self, context: FeedContext, head: Head, wanted: int) -> list[Candidate]:
-        listed: Iterable[Listed] = await self._known(head, context.serving.fresh.deleted)
+        known = await self._look_up(context, head)
+        if known.problem:
+            context.degradations.append(Degradation(self.source, known.problem))
+        listed: Iterable[Listed] = known.listed
         if context.query.filter.is_set:
             meeting = context.meeting([video.video_id for video in listed])
             listed = (video for video in listed if video.video_id in meeting)
@@ -128,21 +153,28 @@ class TrendingSource:
             listed = (video for video in listed if video.owner not in blocked)
         return _choose(context, listed, self.source, wanted)
 
-    async def _known(self, head: Head, deleted: Container[str]) -> list[Listed]:
+    async def _look_up(self, context: FeedContext, head: Head) -> _Known:
         """The videos of the head that the catalogue has, with their owners as they are now."""
-        known_of, forget_count, listed = self._listed
-        if known_of is head and forget_count == self._catalogue.forget_count:
-            return listed
-        forget_count = self._catalogue.forget_count
+        serving, forget_count = context.serving, self._catalogue.forget_count
+        known = self._known
+        if known is not None and known.holds(head, forget_count, serving):
+            return known
         # The catalogue would ask SQL for those that are deleted, with every head.
-        briefs = await self._catalogue.briefs(id_ for id_, _ in head.rows if id_ not in deleted)
+        wanted = [id_ for id_, _ in head.rows if id_ not in serving.fresh.deleted]
+        problem = ""
+        try:
+            briefs = await self._catalogue.briefs(wanted, for_feed=True)
+            owners = {video_id: hash_id(brief.owner_id) for video_id, brief in briefs.items()}
+        except UnavailableError as error:
+            owners = context.owners_of(wanted)
+            problem = f"looked up in the release alone: {error}"
         listed = [
-            Listed(id_, hash_id(id_), hash_id(briefs[id_].owner_id), log2_score)
+            Listed(id_, hash_id(id_), owners[id_], log2_score)
             for id_, log2_score in head.rows
-            if id_ in briefs
+            if id_ in owners
         ]
-        self._listed = head, forget_count, listed
-        return listed
+        self._known = _Known(head, forget_count, listed, problem, serving if problem else None)
+        return self._known
 
 
 class PopularSource:

@@ -83,6 +83,8 @@ class FeedContext:
     now_us: int
     user: UserState = field(default_factory=lambda: UserState(History(), frozenset()))
     degradations: list[Degradation] = field(default_factory=list)
+    failed: set[FeedSource] = field(default_factory=set)
+    """The sources that could not do their part."""
     started_s: float = field(default_factory=time.monotonic)
     """By the monotonic clock."""
     served: frozenset[int] = field(init=False)
@@ -100,6 +102,11 @@ class FeedContext:
     def history(self) -> History:
         """What the user tower reads: the latest interactions, newest last."""
         return self.user.history[-self.serving.release.manifest.history_length :]
+
+    def owners_of(self, video_ids: Sequence[str]) -> dict[str, int]:
+        """Hashes of the owners' ids, as they are now, of those of some videos that the release knows."""
+        known, columns = self.serving.fresh.index.columns_of(video_ids, ("owners",))
+        return dict(zip(compress(video_ids, known), columns["owners"].tolist(), strict=True))
 
     def meeting(self, video_ids: Sequence[str]) -> Collection[str]:
         """Those of some videos that meet the request's filter; where it asks for something, those alone that

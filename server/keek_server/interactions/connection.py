@@ -3,13 +3,14 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from keek_server.breaker import Breaker
 from keek_server.errors import SetupError, UnavailableError
 from keek_server.settings import Settings
 from keek_server.startup import wait_until_ready
@@ -48,8 +49,15 @@ async def open_redis(settings: Settings) -> AsyncIterator[Redis]:
 
 
 @asynccontextmanager
-async def redis_deadline(seconds: float) -> AsyncIterator[None]:
-    """Raises UnavailableError when what runs inside takes longer, or Redis fails."""
+async def redis_deadline(seconds: float, breaker: Breaker | None = None) -> AsyncIterator[None]:
+    """Raises UnavailableError when what runs inside takes longer, or Redis fails; a breaker learns of it."""
+    with nullcontext() if breaker is None else breaker.asking():
+        async with _redis_deadline(seconds):
+            yield
+
+
+@asynccontextmanager
+async def _redis_deadline(seconds: float) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(seconds):
             yield

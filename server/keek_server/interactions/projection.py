@@ -15,6 +15,7 @@ from redis.asyncio.client import Pipeline
 from redis.exceptions import ResponseError
 
 from keek_server.batching import Batcher
+from keek_server.breaker import Breaker
 from keek_server.errors import UnavailableError
 from keek_server.interactions.connection import redis_deadline
 from keek_server.interactions.history import History, HistoryEntry
@@ -43,19 +44,23 @@ class UserState:
 class Projection:
     """Reads the current generation of one log's projection."""
 
-    def __init__(self, redis: Redis, keys: ProjectionKeys, *, deadline_s: float) -> None:
+    def __init__(
+        self, redis: Redis, keys: ProjectionKeys, *, deadline_s: float, breaker: Breaker | None = None
+    ) -> None:
         """
         Args:
             redis: Where the projection is.
             keys: Of the log.
             deadline_s: For one round trip.
+            breaker: Of what feeds ask this Redis; one of its own by default.
         """
         self._redis = redis
         self._keys = keys
         self._deadline_s = deadline_s
         self._generation = "0"
+        self._breaker = breaker or Breaker("Redis", "redis", deadline_s=deadline_s)
         self._batcher: Batcher[Queue, Answers | ResponseError] = Batcher(
-            self._read_batch, max_weight=_MAX_BATCH, max_waiting=_MAX_WAITING, max_delay_s=deadline_s
+            self._read_for_feeds, max_weight=_MAX_BATCH, max_waiting=_MAX_WAITING, max_delay_s=deadline_s
         )
 
     async def watermark(self) -> int:
@@ -103,6 +108,7 @@ class Projection:
             UnavailableError: When Redis is down, or the projection is not complete yet.
             OverloadedError: When too many wait already.
         """
+        self._breaker.check()
         answers = await self._batcher.submit(queue)
         if isinstance(answers, ResponseError):
             raise UnavailableError("Redis does not answer") from answers
@@ -119,7 +125,12 @@ class Projection:
             raise UnavailableError("Redis does not answer") from answers
         return answers
 
-    async def _read_batch(self, queues: Sequence[Queue]) -> list[Answers | ResponseError]:
+    async def _read_for_feeds(self, queues: Sequence[Queue]) -> list[Answers | ResponseError]:
+        return await self._read_batch(queues, self._breaker)
+
+    async def _read_batch(
+        self, queues: Sequence[Queue], breaker: Breaker | None = None
+    ) -> list[Answers | ResponseError]:
         """The answers to each; for one that Redis refuses, the first error, which is no other's."""
         for _ in range(_TRIES):
             pipeline = self._redis.pipeline(transaction=False)
@@ -129,7 +140,7 @@ class Projection:
             for queue in queues:
                 queue(pipeline, prefix)
                 ends.append(len(pipeline))
-            async with redis_deadline(self._deadline_s):
+            async with redis_deadline(self._deadline_s, breaker):
                 answers = await pipeline.execute(raise_on_error=False)
             current = answers[0]
             if isinstance(current, ResponseError):

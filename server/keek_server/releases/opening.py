@@ -154,6 +154,7 @@ class ReleaseOpener:
             UserVectors(
                 self._towers,
                 release.manifest.user_tower.version,
+                deadline_s=settings.source_deadline_s,
                 kept_limit=users_kept,
             ),
             FoundVideos(users_kept),

@@ -22,6 +22,8 @@ _LOAD_DEADLINE_S = 120.0
 _CHANNEL = (
     # A Triton that was restarted is found again at once, not after gRPC's usual minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
+    # Also how long one attempt may take: gRPC's 20 s would outlast what keeps packets away.
+    ("grpc.min_reconnect_backoff_ms", 1000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),

@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 
 from keek_server.batching import Batcher
+from keek_server.breaker import Breaker
 from keek_server.towers.client import TowerClient
 from keek_server.towers.contract import USER_TOWER
 from keek_server.towers.features import Float32Array, Int32Array, Tensors, user_features
@@ -68,16 +69,23 @@ async def background_vectors(towers: TowerClient, version: int, users: Sequence[
 class UserVectors:
     """Asks one version of the user tower."""
 
-    def __init__(self, towers: TowerClient, version: int, *, kept_limit: int = 0) -> None:
+    def __init__(
+        self, towers: TowerClient, version: int, *, deadline_s: float = _DEADLINE_S, kept_limit: int = 0
+    ) -> None:
         """
         Args:
             towers: Asked for the vectors.
             version: Of the user tower.
+            deadline_s: For one call, which may be for many users.
             kept_limit: See `KeptVectors`.
         """
         self.kept = KeptVectors(kept_limit)
         self._towers = towers
         self._version = version
+        self._deadline_s = deadline_s
+        # Of this version alone: where a new one fails, the others are asked as ever.
+        name = f"Triton, {USER_TOWER.model} version {version},"
+        self._breaker = Breaker(name, "triton", deadline_s=deadline_s)
         self._batcher: Batcher[UserInputs, Float32Array] = Batcher(
             self._run, max_weight=USER_TOWER.max_batch_size, max_waiting=_MAX_WAITING
         )
@@ -88,10 +96,12 @@ class UserVectors:
         Raises:
             UnavailableError: When Triton does not answer, or too many wait.
         """
+        self._breaker.check()
         return await self._batcher.submit(inputs)
 
     async def _run(self, batch: list[UserInputs]) -> Sequence[Float32Array]:
-        vectors = await self._towers.vectors(
-            USER_TOWER, self._version, user_batch(batch), deadline_s=_DEADLINE_S
-        )
+        with self._breaker.asking():
+            vectors = await self._towers.vectors(
+                USER_TOWER, self._version, user_batch(batch), deadline_s=self._deadline_s
+            )
         return list(vectors)

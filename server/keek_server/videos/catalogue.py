@@ -152,14 +152,19 @@ class Catalogue:
         await self._database.transact(work)
         self.forget([video_id])
 
-    async def briefs(self, video_ids: Iterable[str]) -> dict[str, Brief]:
-        """The brief of each video that is known; unknown videos are absent."""
+    async def briefs(self, video_ids: Iterable[str], *, for_feed: bool = False) -> dict[str, Brief]:
+        """The brief of each video that is known; unknown videos are absent.
+
+        Args:
+            video_ids: Of any videos.
+            for_feed: Reads soon or not at all; see `Database.ask`.
+        """
         wanted = set(video_ids)
         found = self._briefs.known(wanted)
         if missing := wanted - found.keys():
+            read_rows = self._database.ask if for_feed else self._database.rows
             with self._briefs.reading() as reading:
-                async with self._database.read() as connection:
-                    rows = (await connection.execute(_BRIEFS.where(table.c.video_id.in_(missing)))).all()
+                rows = await read_rows(_BRIEFS.where(table.c.video_id.in_(missing)))
                 read = {video_id: Brief(owner_id, tuple(tags)) for video_id, owner_id, tags in rows}
                 self._briefs.remember(read, reading)
             found.update(read)

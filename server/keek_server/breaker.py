@@ -1,0 +1,135 @@
+"""Circuit breakers: what does not answer is not asked by every feed, and is asked again by itself.
+
+A breaker stands before one dependency of feeds. It **opens** after some failures in a row: from then on
+callers are refused at once, but for one now and then, which finds out (half open). The first answer closes
+it. Three things differ from the breakers of libraries:
+
+- A failure counts when its call began after the one before had failed. One pause of this machine, after which
+  all calls that were under way are late at the same time, is one failure.
+- Who is cancelled says nothing, neither good nor bad.
+- While a call has been under way for long, or the last one failed, nobody else waits beside it: a dependency
+  that stalls would otherwise hold every feed that comes before its breaker opens.
+"""
+
+import logging
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Final
+
+from keek_server import metrics
+from keek_server.errors import UnavailableError
+
+logger = logging.getLogger(__name__)
+
+FAILURES: Final = 3
+"""In a row, before a breaker opens."""
+RETRY_S: Final = 0.5
+"""How often an open one lets a caller through."""
+PATIENCE: Final = 0.4
+"""Share of a call's deadline after which nobody else waits beside it."""
+
+
+class Breaker:
+    """Of one dependency, for the callers of one event loop."""
+
+    def __init__(
+        self,
+        name: str,
+        dependency: str,
+        *,
+        deadline_s: float,
+        failures: int = FAILURES,
+        retry_s: float = RETRY_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Closed at first.
+
+        Args:
+            name: Of what is asked, for people.
+            dependency: The same as a label of metrics, which several may share.
+            deadline_s: The longest that a call takes: `asking` does not end it.
+            failures: In a row, before it opens.
+            retry_s: How often an open one lets a caller through; longer than the deadline.
+            clock: Gives seconds.
+        """
+        self.name = name
+        self._gauge = metrics.breakers_open.labels(dependency)
+        self._counted: weakref.finalize[[], Breaker] | None = None
+        """Takes this one out of the gauge: when it closes, or is gone while it is open."""
+        self._patience_s = PATIENCE * deadline_s
+        self._most = failures
+        self._retry_s = retry_s
+        self._clock = clock
+        self._failures = 0
+        self._failed = 0.0
+        """When the last failure that counts was seen."""
+        self._reason = ""
+        self._next = 0.0
+        """When an open breaker lets the next caller through."""
+        self._began: dict[int, float] = {}
+        """When the calls that are under way began, the oldest first."""
+        self._numbers = count()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether callers are refused but for one now and then."""
+        return self._failures >= self._most
+
+    def check(self) -> None:
+        """For whoever is about to ask, or to wait in order to ask; they do ask when this returns.
+
+        Raises:
+            UnavailableError: It would most likely be in vain; says why.
+        """
+        if not self._began and not self._failures:
+            return
+        now = self._clock()
+        if self.is_open:
+            if now < self._next:
+                raise UnavailableError(f"{self.name} is left alone: {self._reason}")
+            self._next = now + self._retry_s
+        elif self._began:
+            waited_s = now - next(iter(self._began.values()))
+            if waited_s > self._patience_s:
+                raise UnavailableError(f"{self.name} has not answered for {waited_s * 1000:.0f} ms")
+            if self._failures:
+                raise UnavailableError(f"{self.name} is asked once more: {self._reason}")
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Around one call that has a deadline: an UnavailableError is a failure, any other end of the block
+        is an answer, but for a cancellation and other errors, which say nothing."""
+        number, began = next(self._numbers), self._clock()
+        self._began[number] = began
+        try:
+            yield
+        except UnavailableError as error:
+            self._fail(began, str(error))
+            raise
+        else:
+            self._succeed()
+        finally:
+            del self._began[number]
+
+    def _fail(self, began: float, reason: str) -> None:
+        if self._failures and began < self._failed:
+            return
+        self._failed = self._clock()
+        self._failures += 1
+        self._reason = reason
+        if self._failures == self._most:
+            self._next = self._failed + self._retry_s
+            self._gauge.inc()
+            self._counted = weakref.finalize(self, self._gauge.dec)
+            self._counted.atexit = False
+            logger.warning("%s is not asked any more, but every %g s: %s", self.name, self._retry_s, reason)
+
+    def _succeed(self) -> None:
+        if self._counted is not None:
+            self._counted()
+            self._counted = None
+            logger.warning("%s answers again", self.name)
+        self._failures = 0

@@ -1,0 +1,183 @@
+"""The breaker: when it opens, whom it lets through, and what closes it."""
+
+import asyncio
+import gc
+import logging
+import time
+from contextlib import suppress
+
+import pytest
+
+from keek_server import metrics
+from keek_server.breaker import FAILURES, RETRY_S, Breaker
+from keek_server.errors import UnavailableError
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def breaker(clock: Clock) -> Breaker:
+    return Breaker("Redis", "test", deadline_s=0.1, clock=clock)
+
+
+def fail(breaker: Breaker, clock: Clock, *, takes_s: float = 0.1) -> None:
+    breaker.check()
+    with suppress(UnavailableError), breaker.asking():
+        clock.now += takes_s
+        raise UnavailableError("took longer than 100 ms")
+
+
+def succeed(breaker: Breaker) -> None:
+    breaker.check()
+    with breaker.asking():
+        pass
+
+
+def lets_through(breaker: Breaker) -> bool:
+    try:
+        breaker.check()
+    except UnavailableError:
+        return False
+    return True
+
+
+def open_count() -> float:
+    gc.collect()  # those of other tests
+    return float(metrics.breakers_open.labels("test")._value.get())
+
+
+def test_failures_in_a_row_open_it_and_the_reason_is_told(breaker: Breaker, clock: Clock) -> None:
+    for _ in range(FAILURES - 1):
+        fail(breaker, clock)
+        assert not breaker.is_open
+        assert lets_through(breaker)
+    fail(breaker, clock)
+    assert breaker.is_open
+    with pytest.raises(UnavailableError, match="Redis is left alone: took longer than 100 ms"):
+        breaker.check()
+
+
+def test_a_failure_between_answers_opens_nothing(breaker: Breaker, clock: Clock) -> None:
+    for _ in range(10 * FAILURES):
+        fail(breaker, clock)
+        succeed(breaker)
+    assert not breaker.is_open
+
+
+def test_calls_that_one_pause_made_late_are_one_failure(breaker: Breaker, clock: Clock) -> None:
+    def call() -> None:
+        with suppress(UnavailableError), breaker.asking():
+            if len(breaker._began) < 10 * FAILURES:
+                call()  # another one begins meanwhile
+            clock.now += 0.001
+            raise UnavailableError("took longer than 100 ms")
+
+    call()
+    assert not breaker.is_open
+
+
+def test_an_open_one_lets_one_caller_through_now_and_then(breaker: Breaker, clock: Clock) -> None:
+    for _ in range(FAILURES):
+        fail(breaker, clock)
+    for _ in range(3):
+        clock.now += RETRY_S + 0.001
+        assert [lets_through(breaker) for _ in range(5)] == [True, False, False, False, False]
+
+
+def test_a_caller_that_was_let_through_and_left_keeps_it_open_no_longer_than_usual(
+    breaker: Breaker, clock: Clock
+) -> None:
+    for _ in range(FAILURES):
+        fail(breaker, clock)
+    clock.now += RETRY_S + 0.001
+    breaker.check()
+    with suppress(asyncio.CancelledError), breaker.asking():
+        raise asyncio.CancelledError
+    assert breaker.is_open
+    clock.now += RETRY_S + 0.001
+    succeed(breaker)
+    assert not breaker.is_open
+    assert all(lets_through(breaker) for _ in range(5))
+
+
+def test_whoever_is_cancelled_or_makes_a_mistake_says_nothing(breaker: Breaker, clock: Clock) -> None:
+    for error in (asyncio.CancelledError, ValueError):
+        for _ in range(3 * FAILURES):
+            with suppress(error), breaker.asking():
+                raise error
+    assert not breaker.is_open
+    fail(breaker, clock)
+    for _ in range(FAILURES - 1):
+        with suppress(ValueError), breaker.asking():
+            raise ValueError
+        fail(breaker, clock)
+    assert breaker.is_open
+
+
+def test_nobody_waits_beside_a_call_that_takes_long(breaker: Breaker, clock: Clock) -> None:
+    with breaker.asking():
+        clock.now += 0.02
+        assert lets_through(breaker)
+        clock.now += 0.03
+        with pytest.raises(UnavailableError, match="Redis has not answered for 50 ms"):
+            breaker.check()
+    assert lets_through(breaker)
+    assert not breaker.is_open
+
+
+def test_after_a_failure_one_call_at_a_time_finds_out(breaker: Breaker, clock: Clock) -> None:
+    fail(breaker, clock)
+    breaker.check()
+    with breaker.asking(), pytest.raises(UnavailableError, match="asked once more: took longer"):
+        breaker.check()
+    assert lets_through(breaker)
+
+
+def test_opening_and_closing_are_logged_once_and_counted(
+    breaker: Breaker, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    assert open_count() == 0
+    for _ in range(FAILURES):
+        fail(breaker, clock)
+    assert open_count() == 1
+    for _ in range(5):
+        clock.now += RETRY_S + 0.001
+        fail(breaker, clock)
+    assert open_count() == 1
+    clock.now += RETRY_S + 0.001
+    succeed(breaker)
+    succeed(breaker)
+    assert open_count() == 0
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first == "Redis is not asked any more, but every 0.5 s: took longer than 100 ms"
+    assert second == "Redis answers again"
+
+
+def test_one_that_is_gone_while_it_is_open_is_not_counted_any_more(clock: Clock) -> None:
+    gone = Breaker("Triton", "test", deadline_s=0.1, clock=clock)
+    for _ in range(FAILURES):
+        fail(gone, clock)
+    assert open_count() == 1
+    del gone
+    assert open_count() == 0
+
+
+def test_it_costs_microseconds() -> None:
+    breaker = Breaker("Redis", "test", deadline_s=0.1)
+    calls = 10_000
+    began = time.process_time()
+    for _ in range(calls):
+        succeed(breaker)
+    assert (time.process_time() - began) / calls < 50e-6
