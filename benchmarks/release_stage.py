@@ -72,14 +72,25 @@ async def open_stage(directory: Path, database: str, *, server_count: int) -> As
         servers = [
             ServerProcess(f"server-{i}", settings, settings.data_dir / "logs") for i in range(server_count)
         ]
-        for server in servers:
-            running = asyncio.create_task(server.run(), name=server.name)
-            resources.push_async_callback(_cancel, running)
-        for server in servers:
-            await _until_serving(server)
+        await asyncio.gather(*(resources.enter_async_context(serving(server)) for server in servers))
         run = Run.named("small", settings)
         towers = Towers.read(TowerFiles(run.user_tower, run.video_tower))
         yield Stage(settings, servers, towers, int(run.read_export()["history_length"]))
+
+
+@asynccontextmanager
+async def serving(server: ServerProcess) -> AsyncIterator[None]:
+    """Has a server run, and serve, until the block is left.
+
+    Raises:
+        TimeoutError: It does not come up.
+    """
+    running = asyncio.create_task(server.run(), name=server.name)
+    try:
+        await _until_serving(server)
+        yield
+    finally:
+        await _cancel(running)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,16 +17,19 @@ WITH_CLIP = importlib.util.find_spec("open_clip") is not None
 
 
 def command(
-    stack: EmbeddedStack, *arguments: str, timeout_s: float = 150
+    stack: EmbeddedStack,
+    *arguments: str,
+    timeout_s: float = 150,
+    variables: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Runs one of Keek's commands against the stack, as an engineer would."""
-    variables = {
+    own = {
         "KEEK_DATA_DIR": str(stack.settings.data_dir),
         "KEEK_MODEL_REPOSITORY": str(stack.settings.model_repository),
     }
     return subprocess.run(
         [BIN / arguments[0], *arguments[1:]],
-        env={**os.environ, **variables},
+        env={**os.environ, **own, **(variables or {})},
         capture_output=True,
         text=True,
         timeout=timeout_s,

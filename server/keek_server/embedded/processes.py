@@ -145,8 +145,11 @@ class SupervisedProcess(Generic[ServiceT]):
             async with asyncio.timeout(self._ready_timeout_s):
                 await self._until_ready(log_start)
         except TimeoutError:
-            self._sweep()
+            await asyncio.to_thread(self._sweep)
             raise self._never_ready(f"was not ready within {self._ready_timeout_s:g} s", log_start) from None
+        except SetupError:
+            await asyncio.to_thread(self._sweep)
+            raise
         except BaseException:
             self._sweep()
             raise
@@ -171,7 +174,8 @@ class SupervisedProcess(Generic[ServiceT]):
         while True:
             started = time.monotonic()
             cause = await self._death()
-            self._sweep()
+            # It waits for the kernel, and a server may run on this event loop.
+            await asyncio.to_thread(self._sweep)
             if time.monotonic() - started > _STABLE_S:
                 pause_s = shortest_s
             logger.error("%s %s; restarting it in %.1f s", self.service.name, cause, pause_s)

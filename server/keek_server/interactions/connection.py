@@ -65,3 +65,8 @@ async def _redis_deadline(seconds: float) -> AsyncIterator[None]:
         raise UnavailableError(f"Redis took longer than {seconds * 1000:.0f} ms") from error
     except (RedisError, OSError) as error:
         raise UnavailableError("Redis does not answer") from error
+    except RuntimeError as error:
+        # uvloop's word for a connection that was reset a moment ago, where asyncio's loop says nothing.
+        if "handler is closed" not in str(error):
+            raise
+        raise UnavailableError("Redis does not answer") from error

@@ -39,6 +39,8 @@ class Database:
         self._deadline_s = deadline_s
         self._read_deadline_s = read_deadline_s
         self._breaker = Breaker("the database", "sql", deadline_s=read_deadline_s)
+        # One statement needs no transaction around it, which PostgreSQL is told of twice.
+        self._alone = engine if writer else engine.execution_options(isolation_level="AUTOCOMMIT")
         self._asking: set[asyncio.Task[Any]] = set()
         self.is_sqlite = writer is not None
         # SQLite has one writer: who waits here is woken at once, who waits there sleeps and tries.
@@ -74,12 +76,17 @@ class Database:
     async def _ask(self, query: sa.Select[Any]) -> Sequence[Any]:
         with self._breaker.asking():
             # Nobody waits for a connection that is given up: to close it, the driver asks the database.
-            reading = self._keep(self.rows(query))
+            reading = self._keep(self._read_alone(query))
             done, _ = await asyncio.wait([reading], timeout=self._read_deadline_s)
             if not done:
                 reading.cancel()
                 raise UnavailableError(f"the database took longer than {self._read_deadline_s * 1000:.0f} ms")
             return reading.result()
+
+    async def _read_alone(self, query: sa.Select[Any]) -> Sequence[Any]:
+        async with self._translated(), self._alone.connect() as connection:
+            rows: Sequence[Any] = (await connection.execute(query)).all()
+            return rows
 
     async def settle(self) -> None:
         """Waits a little for what `ask` has given up."""
