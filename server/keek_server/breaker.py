@@ -1,9 +1,10 @@
 """Circuit breakers: what does not answer is not asked by every feed, and is asked again by itself.
 
 A breaker stands before one dependency of feeds. It **opens** after some failures in a row: from then on
-callers are refused at once, but for one now and then, which finds out (half open). The first answer closes
-it. Three things differ from the breakers of libraries:
+callers are refused at once. Now and then one's call is made all the same, to find out (half open), and the
+first answer closes it. Four things differ from the breakers of libraries:
 
+- Nobody waits for a call that is made to find out.
 - A failure counts when its call began after the one before had failed. One pause of this machine, after which
   all calls that were under way are late at the same time, is one failure.
 - Who is cancelled says nothing, neither good nor bad.
@@ -11,23 +12,24 @@ it. Three things differ from the breakers of libraries:
   that stalls would otherwise hold every feed that comes before its breaker opens.
 """
 
+import asyncio
 import logging
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
-from typing import Final
+from typing import Any, Final
 
 from keek_server import metrics
-from keek_server.errors import UnavailableError
+from keek_server.errors import KeekError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
 FAILURES: Final = 3
 """In a row, before a breaker opens."""
 RETRY_S: Final = 0.5
-"""How often an open one lets a caller through."""
+"""How often a call is made all the same."""
 PATIENCE: Final = 0.4
 """Share of a call's deadline after which nobody else waits beside it."""
 
@@ -52,7 +54,7 @@ class Breaker:
             dependency: The same as a label of metrics, which several may share.
             deadline_s: The longest that a call takes: `asking` does not end it.
             failures: In a row, before it opens.
-            retry_s: How often an open one lets a caller through; longer than the deadline.
+            retry_s: How often a call is made while it is open; not before the one before has ended.
             clock: Gives seconds.
         """
         self.name = name
@@ -61,25 +63,29 @@ class Breaker:
         """Takes this one out of the gauge: when it closes, or is gone while it is open."""
         self._patience_s = PATIENCE * deadline_s
         self._most = failures
-        self._retry_s = retry_s
+        self._retry_s = max(retry_s, deadline_s)
         self._clock = clock
         self._failures = 0
         self._failed = 0.0
         """When the last failure that counts was seen."""
         self._reason = ""
         self._next = 0.0
-        """When an open breaker lets the next caller through."""
+        """When an open breaker has the next call made."""
+        self._finding_out: asyncio.Task[None] | None = None
         self._began: dict[int, float] = {}
         """When the calls that are under way began, the oldest first."""
         self._numbers = count()
 
     @property
     def is_open(self) -> bool:
-        """Whether callers are refused but for one now and then."""
+        """Whether all callers are refused."""
         return self._failures >= self._most
 
-    def check(self) -> None:
-        """For whoever is about to ask, or to wait in order to ask; they do ask when this returns.
+    def check(self, call: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """For whoever is about to ask, or to wait in order to ask.
+
+        Args:
+            call: Makes the call, with `asking` in it, to find out whether it would be answered.
 
         Raises:
             UnavailableError: It would most likely be in vain; says why.
@@ -88,10 +94,11 @@ class Breaker:
             return
         now = self._clock()
         if self.is_open:
-            if now < self._next:
-                raise UnavailableError(f"{self.name} is left alone: {self._reason}")
-            self._next = now + self._retry_s
-        elif self._began:
+            if now >= self._next:
+                self._next = now + self._retry_s
+                self._finding_out = asyncio.create_task(_find_out(call()))
+            raise UnavailableError(f"{self.name} is left alone: {self._reason}")
+        if self._began:
             waited_s = now - next(iter(self._began.values()))
             if waited_s > self._patience_s:
                 raise UnavailableError(f"{self.name} has not answered for {waited_s * 1000:.0f} ms")
@@ -133,3 +140,8 @@ class Breaker:
             self._counted = None
             logger.warning("%s answers again", self.name)
         self._failures = 0
+
+
+async def _find_out(call: Coroutine[Any, Any, object]) -> None:
+    with suppress(KeekError):
+        await call

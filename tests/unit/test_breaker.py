@@ -31,22 +31,28 @@ def breaker(clock: Clock) -> Breaker:
     return Breaker("Redis", "test", deadline_s=0.1, clock=clock)
 
 
+async def nothing() -> None:
+    """A call that is not made."""
+
+
+def check(breaker: Breaker) -> None:
+    breaker.check(nothing)
+
+
 def fail(breaker: Breaker, clock: Clock, *, takes_s: float = 0.1) -> None:
-    breaker.check()
     with suppress(UnavailableError), breaker.asking():
         clock.now += takes_s
         raise UnavailableError("took longer than 100 ms")
 
 
 def succeed(breaker: Breaker) -> None:
-    breaker.check()
     with breaker.asking():
         pass
 
 
 def lets_through(breaker: Breaker) -> bool:
     try:
-        breaker.check()
+        check(breaker)
     except UnavailableError:
         return False
     return True
@@ -65,7 +71,7 @@ def test_failures_in_a_row_open_it_and_the_reason_is_told(breaker: Breaker, cloc
     fail(breaker, clock)
     assert breaker.is_open
     with pytest.raises(UnavailableError, match="Redis is left alone: took longer than 100 ms"):
-        breaker.check()
+        check(breaker)
 
 
 def test_a_failure_between_answers_opens_nothing(breaker: Breaker, clock: Clock) -> None:
@@ -87,26 +93,43 @@ def test_calls_that_one_pause_made_late_are_one_failure(breaker: Breaker, clock:
     assert not breaker.is_open
 
 
-def test_an_open_one_lets_one_caller_through_now_and_then(breaker: Breaker, clock: Clock) -> None:
-    for _ in range(FAILURES):
-        fail(breaker, clock)
-    for _ in range(3):
-        clock.now += RETRY_S + 0.001
-        assert [lets_through(breaker) for _ in range(5)] == [True, False, False, False, False]
-
-
-def test_a_caller_that_was_let_through_and_left_keeps_it_open_no_longer_than_usual(
+async def test_while_open_nobody_is_let_through_and_a_call_now_and_then_finds_out(
     breaker: Breaker, clock: Clock
 ) -> None:
+    calls: list[float] = []
+
+    async def call() -> None:
+        calls.append(clock.now)
+        with breaker.asking():
+            raise UnavailableError("still late")
+
     for _ in range(FAILURES):
         fail(breaker, clock)
-    clock.now += RETRY_S + 0.001
-    breaker.check()
-    with suppress(asyncio.CancelledError), breaker.asking():
-        raise asyncio.CancelledError
+    for round_ in range(1, 4):
+        clock.now += RETRY_S + 0.001
+        for _ in range(5):
+            with pytest.raises(UnavailableError, match="is left alone"):
+                breaker.check(call)
+        await asyncio.sleep(0)
+        assert len(calls) == round_
+        assert breaker.is_open
+
+
+async def test_the_first_answer_closes_it(breaker: Breaker, clock: Clock) -> None:
+    async def call() -> None:
+        with breaker.asking():
+            pass
+
+    for _ in range(FAILURES):
+        fail(breaker, clock)
+    with pytest.raises(UnavailableError):
+        breaker.check(call)
+    await asyncio.sleep(0)
     assert breaker.is_open
     clock.now += RETRY_S + 0.001
-    succeed(breaker)
+    with pytest.raises(UnavailableError):
+        breaker.check(call)
+    await asyncio.sleep(0)
     assert not breaker.is_open
     assert all(lets_through(breaker) for _ in range(5))
 
@@ -131,16 +154,16 @@ def test_nobody_waits_beside_a_call_that_takes_long(breaker: Breaker, clock: Clo
         assert lets_through(breaker)
         clock.now += 0.03
         with pytest.raises(UnavailableError, match="Redis has not answered for 50 ms"):
-            breaker.check()
+            check(breaker)
     assert lets_through(breaker)
     assert not breaker.is_open
 
 
 def test_after_a_failure_one_call_at_a_time_finds_out(breaker: Breaker, clock: Clock) -> None:
     fail(breaker, clock)
-    breaker.check()
+    check(breaker)
     with breaker.asking(), pytest.raises(UnavailableError, match="asked once more: took longer"):
-        breaker.check()
+        check(breaker)
     assert lets_through(breaker)
 
 
@@ -179,5 +202,6 @@ def test_it_costs_microseconds() -> None:
     calls = 10_000
     began = time.process_time()
     for _ in range(calls):
+        check(breaker)
         succeed(breaker)
     assert (time.process_time() - began) / calls < 50e-6

@@ -10,7 +10,7 @@ import logging
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from redis.asyncio import Redis
 
@@ -78,15 +78,18 @@ class CachedFeeds:
         Raises:
             UnavailableError: When Redis is down or late.
         """
-        self._breaker.check()
-        async with redis_deadline(self._deadline_s, self._breaker):
-            text = await self._redis.get(self._keys.cached_feed(user_id))
+        self._breaker.check(lambda: self._get(user_id))
+        text = await self._get(user_id)
         if text is None:
             return None
         feed = CachedFeed.decode(text)
         if feed is None:
             logger.warning("the cached feed of user %r cannot be read", user_id)
         return feed
+
+    async def _get(self, user_id: str) -> Any:
+        async with redis_deadline(self._deadline_s, self._breaker):
+            return await self._redis.get(self._keys.cached_feed(user_id))
 
     async def write(self, feeds: Mapping[str, CachedFeed], ttl_s: float) -> None:
         """Replaces the feeds of some users, in one round trip.
@@ -112,6 +115,7 @@ class CachedSource:
     name = "cached"
     source = FeedSource.CACHED
     waits = True
+    asks = "Redis"
 
     def __init__(self, feeds: CachedFeeds) -> None:
         self._feeds = feeds

@@ -9,6 +9,7 @@ class ProjectionHydrator:
     """History and seen set from Redis."""
 
     name = "projection"
+    asks = "Redis"
 
     def __init__(self, projection: Projection) -> None:
         self._projection = projection
@@ -22,6 +23,7 @@ class LogHydrator:
     """The same from SQL, slower, when Redis is gone."""
 
     name = "log"
+    asks = "the database"
 
     def __init__(self, log: InteractionLog, *, history_limit: int, seen_limit: int) -> None:
         """

@@ -117,12 +117,12 @@ class FeedPipeline:
                 async with asyncio.timeout(slice_s):
                     await hydrator.hydrate(context)
         except TimeoutError:
-            problem = f"the {hydrator.name} took longer than {slice_s * 1000:.0f} ms"
+            problem = _late(hydrator.asks, slice_s)
         except KeekError as error:
             problem = str(error)
         except Exception:
             logger.exception("hydrator %s failed", hydrator.name)
-            problem = f"the {hydrator.name} failed"
+            problem = f"{hydrator.asks}: internal error"
         else:
             return ""
         metrics.failures.labels(hydrator.name).inc()
@@ -168,7 +168,7 @@ class FeedPipeline:
             else:
                 candidates = await source.candidates(context, context.query.page_size)
         except TimeoutError:
-            reason = f"deadline of {slice_s * 1000:.0f} ms exceeded"
+            reason = _late(source.asks, slice_s)
         except KeekError as error:
             reason = str(error)
         except Exception:
@@ -196,6 +196,10 @@ class FeedPipeline:
             traces.append(FilterTrace(filter_.name, len(kept), len(candidates) - len(kept)))
             candidates = kept
         return candidates, traces
+
+
+def _late(asked: str, slice_s: float) -> str:
+    return f"{asked}: deadline of {slice_s * 1000:.0f} ms exceeded"
 
 
 def _degrade(context: FeedContext, reason: str) -> None:

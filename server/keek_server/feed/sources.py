@@ -35,6 +35,7 @@ class PersonalisedSource:
     name = "personalised"
     source = FeedSource.PERSONALISED
     waits = True
+    asks = "Triton and the index"
 
     def enabled(self, context: FeedContext) -> bool:
         """Only for users with a history: for others the tower knows nothing."""
@@ -114,6 +115,7 @@ class TrendingSource:
     name = "trending"
     source = FeedSource.TRENDING
     waits = True
+    asks = "Redis and the catalogue"
 
     def __init__(self, trending: Trending, head: TrendingHead, catalogue: Catalogue) -> None:
         self._trending = trending
@@ -183,6 +185,7 @@ class PopularSource:
     name = "popular"
     source = FeedSource.POPULAR
     waits = False
+    asks = ""
 
     def __init__(self) -> None:
         self._listed: WeakKeyDictionary[Corpus, list[Listed]] = WeakKeyDictionary()

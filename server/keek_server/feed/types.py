@@ -175,6 +175,8 @@ class Hydrator(Protocol):
     """Adds to the context what later stages read."""
 
     name: str
+    asks: str
+    """What it waits for, for people."""
 
     async def hydrate(self, context: FeedContext) -> None:
         """Fails with a KeekError; then the next hydrator of the same kind is asked."""
@@ -188,6 +190,8 @@ class Source(Protocol):
     source: FeedSource
     waits: bool
     """Whether it waits for anything; whoever does not is asked while the others wait."""
+    asks: str
+    """What it waits for, for people."""
 
     def enabled(self, context: FeedContext) -> bool:
         """Whether it has anything to say for this request."""

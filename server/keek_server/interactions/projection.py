@@ -108,7 +108,7 @@ class Projection:
             UnavailableError: When Redis is down, or the projection is not complete yet.
             OverloadedError: When too many wait already.
         """
-        self._breaker.check()
+        self._breaker.check(lambda: self._batcher.submit(queue))
         answers = await self._batcher.submit(queue)
         if isinstance(answers, ResponseError):
             raise UnavailableError("Redis does not answer") from answers

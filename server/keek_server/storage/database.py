@@ -69,7 +69,7 @@ class Database:
             UnavailableError: When the database is down, or takes longer than a read for a feed may; at once
                 while it is known to.
         """
-        self._breaker.check()
+        self._breaker.check(lambda: self._ask(query))
         # Whether it answers is found out also for those who leave.
         return await asyncio.shield(self._keep(self._ask(query)))
 

@@ -28,6 +28,7 @@ _CHANNEL = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
 )
+_SAID = {"StatusCode.UNAVAILABLE": "no answer", "StatusCode.DEADLINE_EXCEEDED": "deadline exceeded"}
 
 
 class TowerClient:
@@ -177,7 +178,13 @@ def _translated(failed: str) -> Iterator[None]:
     try:
         yield
     except (InferenceServerException, grpc.RpcError) as error:
-        raise UnavailableError(f"{failed}: {error}") from error
+        raise UnavailableError(f"{failed}: {_in_words(error)}") from error
+
+
+def _in_words(error: Exception) -> str:
+    """Without the address where Triton was sought: it may stand in a feed."""
+    status = error.status() if isinstance(error, InferenceServerException) else None
+    return _SAID.get(str(status), str(error))
 
 
 @asynccontextmanager

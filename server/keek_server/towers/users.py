@@ -96,7 +96,7 @@ class UserVectors:
         Raises:
             UnavailableError: When Triton does not answer, or too many wait.
         """
-        self._breaker.check()
+        self._breaker.check(lambda: self._batcher.submit(inputs))
         return await self._batcher.submit(inputs)
 
     async def _run(self, batch: list[UserInputs]) -> Sequence[Float32Array]:
