@@ -39,6 +39,7 @@ async def served(published: EmbeddedStack) -> AsyncIterator[Served]:
             "listen": "127.0.0.1:0",
             "source_deadline_s": 2.0,
             "redis_deadline_s": 1.0,
+            "sql_read_deadline_s": 1.0,
             "feed_deadline_s": 5.0,
         }
     )

@@ -24,6 +24,7 @@ async def plain(served: Served, published: EmbeddedStack) -> AsyncIterator[keek.
             "listen": "127.0.0.1:0",
             "source_deadline_s": 2.0,
             "redis_deadline_s": 1.0,
+            "sql_read_deadline_s": 1.0,
             "feed_deadline_s": 5.0,
             "reuse_user_vectors": False,
             "trending_refresh_s": 0.0,

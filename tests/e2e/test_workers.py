@@ -74,6 +74,7 @@ async def supervised(stack: EmbeddedStack) -> AsyncIterator[Supervised]:
         # What is tested is who answers, not how fast on a busy machine.
         "source_deadline_s": 2.0,
         "redis_deadline_s": 1.0,
+        "sql_read_deadline_s": 1.0,
         "feed_deadline_s": 5.0,
         "worker_ready_s": 60.0,
     }

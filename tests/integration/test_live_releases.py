@@ -65,6 +65,7 @@ async def served(settings: Settings, name: str) -> AsyncIterator[tuple[App, keek
             "heartbeat_s": 0.3,
             "source_deadline_s": 2.0,
             "redis_deadline_s": 1.0,
+            "sql_read_deadline_s": 1.0,
             "feed_deadline_s": 5.0,
         }
     )

@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from projecting import event
+from projecting import LIKE, VIEW, event
 
 from keek_server.clock import now_us
 from keek_server.errors import SetupError, UnavailableError
@@ -89,6 +89,19 @@ async def test_a_batch_keeps_its_order(log: InteractionLog) -> None:
     await log.append([event("u1", f"v{i}") for i in range(1000)])
     assert [row.video_id for row in await log.read(0, 1000)] == [f"v{i}" for i in range(1000)]
     assert [row.video_id for row in await log.history("u1", 3)] == ["v997", "v998", "v999"]
+
+
+async def test_a_user_is_known_from_the_log_as_from_the_projection(log: InteractionLog) -> None:
+    await log.append([event("u1", f"v{i % 40}", kind) for i in range(50) for kind in (LIKE, VIEW)])
+    await log.append([event("u2", "other")])
+    user = await log.user("u1", history_limit=3, seen_limit=20)
+    assert [(entry.video_id, entry.kind) for entry in user.history] == [
+        ("v8", VIEW),
+        ("v9", LIKE),
+        ("v9", VIEW),
+    ]
+    assert user.seen == {f"v{i}" for i in range(10)}
+    assert len((await log.user("nobody", history_limit=3, seen_limit=20)).history) == 0
 
 
 async def test_concurrent_appends_are_all_there_in_one_order(log: InteractionLog) -> None:

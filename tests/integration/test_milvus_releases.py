@@ -102,6 +102,7 @@ async def world(
                 "heartbeat_s": 0.2,
                 "source_deadline_s": 2.0,
                 "redis_deadline_s": 1.0,
+                "sql_read_deadline_s": 1.0,
                 "feed_deadline_s": 5.0,
             }
         )

@@ -28,7 +28,8 @@ CALLER: Any = None
 
 @pytest.fixture
 async def parts(stack: EmbeddedStack, tmp_path: Path) -> AsyncIterator[Parts]:
-    settings = Settings(data_dir=tmp_path, redis_url=stack.settings.redis_url, redis_deadline_s=2.0)
+    patience = {"redis_deadline_s": 2.0, "sql_read_deadline_s": 2.0}
+    settings = Settings(data_dir=tmp_path, redis_url=stack.settings.redis_url, **patience)
     async with open_parts(settings) as opened:
         yield opened
 

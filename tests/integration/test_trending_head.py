@@ -4,8 +4,9 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import pytest
 from background import beside
 from projecting import Parts, event, open_parts
@@ -48,7 +49,8 @@ class CountingTrending(Trending):
 
 @pytest.fixture
 async def parts(stack: EmbeddedStack, tmp_path: Path) -> AsyncIterator[Parts]:
-    settings = Settings(data_dir=tmp_path, redis_url=stack.settings.redis_url, redis_deadline_s=2.0)
+    patience = {"redis_deadline_s": 2.0, "sql_read_deadline_s": 2.0}
+    settings = Settings(data_dir=tmp_path, redis_url=stack.settings.redis_url, **patience)
     async with open_parts(settings) as opened:
         yield opened
 
@@ -200,3 +202,33 @@ async def test_a_failure_reaches_those_who_wait_and_the_next_read_is_a_new_one(
         await source.candidates(context(), 5)
     trending.fails = False
     assert ids(await source.candidates(context(), 5)) == IDS[:15]
+
+
+async def test_without_sql_the_release_says_whose_the_videos_are_and_the_feed_says_so(
+    trending: CountingTrending, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object, **__: object) -> NoReturn:
+        raise UnavailableError("the database is not reachable")
+
+    def columns_of(video_ids: Sequence[str], _names: object) -> tuple[Any, Any]:
+        known = np.array([video_id != IDS[1] for video_id in video_ids])
+        return known, {"owners": np.full(int(known.sum()), 7, np.uint64)}
+
+    source = TrendingSource(trending, TrendingHead(trending, refresh_s=60.0), catalogue)
+    monkeypatch.setattr(catalogue, "briefs", fail)
+    asked = context()
+    asked.serving.fresh.index = SimpleNamespace(columns_of=columns_of)  # type: ignore[misc, assignment]
+    candidates = await source.candidates(asked, 5)
+    assert ids(candidates) == [IDS[0], *IDS[2:16]]
+    assert {candidate.owner for candidate in candidates} == {7}
+    (degradation,) = asked.degradations
+    assert degradation.reason == "looked up in the release alone: the database is not reachable"
+    assert not asked.failed
+    # It holds for this head and this release; another one says something else.
+    again = FeedContext(asked.query, asked.serving, 0, asked.user)
+    assert ids(await source.candidates(again, 5)) == ids(candidates)
+    assert again.degradations == asked.degradations
+    monkeypatch.undo()
+    other = context()
+    assert ids(await source.candidates(other, 5)) == IDS[:15]
+    assert not other.degradations

@@ -130,6 +130,7 @@ async def serving(releases: Releases, **settings: object) -> AsyncIterator[Serve
         "rollback_min_feeds": 20,
         "source_deadline_s": 2.0,
         "redis_deadline_s": 1.0,
+        "sql_read_deadline_s": 1.0,
         "feed_deadline_s": 5.0,
     }
     async with (
