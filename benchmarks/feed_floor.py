@@ -15,7 +15,7 @@ from benchmarks.feed_users import Events, asking_users, user_id
 from keek_server.clock import now_us
 from keek_server.feed.history import history_inputs
 from keek_server.interactions.connection import open_redis
-from keek_server.interactions.projection import HistoryEntry
+from keek_server.interactions.history import HistoryEntry
 from keek_server.retrieval.index import Vectors
 from keek_server.retrieval.searcher import search_executor
 from keek_server.towers.client import open_towers

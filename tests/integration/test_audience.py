@@ -11,8 +11,10 @@ import pytest
 from background import beside
 from projecting import Parts, event, open_parts
 
+from keek_server.clock import now_us
 from keek_server.embedded.stack import EmbeddedStack
 from keek_server.errors import UnavailableError
+from keek_server.feed.history import user_vector
 from keek_server.interactions.projection import Projection
 from keek_server.releases.opening import ServingRelease
 from keek_server.retrieval.fresh import VECTORS, Column
@@ -24,6 +26,7 @@ from keek_server.search.audience import AudienceFollower
 from keek_server.settings import Settings
 from keek_server.towers.contract import DIMENSION
 from keek_server.towers.features import Float32Array
+from keek_server.towers.kept import KeptVectors
 from keek_server.towers.users import UserInputs
 
 LENGTH = 3
@@ -36,6 +39,7 @@ class Means:
 
     asked: list[str] = field(default_factory=list)
     is_down: bool = False
+    kept: KeptVectors = field(default_factory=lambda: KeptVectors(100))
 
     async def vector(self, inputs: UserInputs) -> Float32Array:
         if self.is_down:
@@ -156,6 +160,24 @@ async def test_more_users_than_a_round_serves_wait_for_the_next_the_latest_first
     # Of more than may wait, the oldest go.
     assert users.asked() == ["u129", *latest[64:100]]
     await users.follower.catch_up()
+    assert users.asked() == []
+
+
+async def test_the_audience_and_feeds_ask_for_a_vector_once(
+    users: Audience, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moment_us = now_us()
+    monkeypatch.setattr(audience, "now_us", lambda: moment_us)
+    users.publish(0)
+    serving = users.live.current
+    assert serving is not None
+    await users.like("u1")
+    await users.follower.catch_up()
+    assert users.asked() == ["u1"]
+    history = (await users.parts.projection.user("u1")).history
+    vector = await user_vector(serving.users, serving.fresh.index, "u1", history, moment_us)
+    assert vector is not None
+    assert vector[:5].tolist() == users.vector("u1") == [1, 0, 0, 0, 0]
     assert users.asked() == []
 
 

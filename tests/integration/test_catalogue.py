@@ -2,16 +2,16 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from keek_server.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
 from keek_server.settings import Settings
@@ -185,18 +185,17 @@ async def test_a_read_begun_before_a_change_is_not_remembered_after_it(
 ) -> None:
     await catalogue.put([video("a"), video("b")])
     catalogue.forget_all()
-    read, was_read, go_on, reads = database.read, asyncio.Event(), asyncio.Event(), 0
+    rows, was_read, go_on, reads = database.rows, asyncio.Event(), asyncio.Event(), 0
 
-    @asynccontextmanager
-    async def slow() -> AsyncIterator[AsyncConnection]:
+    async def slow(query: sa.Select[Any]) -> Sequence[Any]:
         nonlocal reads
         reads += 1
-        async with read() as connection:
-            yield connection
+        found = await rows(query)
         was_read.set()
         await go_on.wait()
+        return found
 
-    monkeypatch.setattr(database, "read", slow)
+    monkeypatch.setattr(database, "rows", slow)
     reading = asyncio.create_task(catalogue.briefs(["a", "b"]))
     await was_read.wait()
     await catalogue.delete("a", "")

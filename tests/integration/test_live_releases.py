@@ -173,9 +173,10 @@ async def test_a_gpu_holds_what_serves_whether_or_not_it_has_room_for_two(
     # No copy may be made that has no room; the device is a fake one.
     device = FakeDevice(capacity=memory_mib << 20, row_bytes=(1 << 20) // 200)
     monkeypatch.setattr("keek_server.retrieval.cuda.CudaDevice", lambda *_: device)
-    own = fleet.settings.model_copy(update={"index_gpu": 0, "index_gpu_memory_mib": memory_mib})
+    # Every feed is searched for.
+    own = {"index_gpu": 0, "index_gpu_memory_mib": memory_mib, "reuse_user_vectors": False}
     expected = await scores(fleet, 0, fleet.users[0])
-    async with served(own, "three") as (app, client):
+    async with served(fleet.settings.model_copy(update=own), "three") as (app, client):
 
         def copied() -> dict[str, bool]:
             indexes = {each.release.id: each.release.index for each in app.live.served.held}

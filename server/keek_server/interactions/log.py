@@ -157,8 +157,7 @@ class InteractionLog:
         await self._batcher.aclose()
 
     async def _rows(self, query: sa.Select[Any]) -> list[LoggedInteraction]:
-        async with self._database.read() as connection:
-            rows = (await connection.execute(query)).all()
+        rows = await self._database.rows(query)
         return [
             LoggedInteraction(seq, user_id, video_id, KINDS[kind], event_us, record_us, region, tuple(tags))
             for seq, user_id, video_id, kind, event_us, record_us, region, tags in rows

@@ -18,7 +18,7 @@ from keek_server.batching import Batcher
 from keek_server.breaker import Breaker
 from keek_server.errors import UnavailableError
 from keek_server.interactions.connection import redis_deadline
-from keek_server.interactions.history import History, HistoryEntry
+from keek_server.interactions.history import History
 from keek_server.interactions.keys import ProjectionKeys
 
 Queue = Callable[[Pipeline, str], object]
@@ -87,7 +87,7 @@ class Projection:
         history, seen = await self.read_together(queue)
         return UserState(History(history), frozenset(seen))
 
-    async def histories(self, user_ids: Sequence[str], length: int) -> list[list[HistoryEntry]]:
+    async def histories(self, user_ids: Sequence[str], length: int) -> list[History]:
         """The latest `length` interactions of each user, newest last, in one round trip.
 
         Raises:
@@ -98,7 +98,7 @@ class Projection:
             for user_id in user_ids:
                 pipeline.lrange(f"{prefix}history:{user_id}", -length, -1)
 
-        return [list(History(history)) for history in await self.read(queue)]
+        return [History(history) for history in await self.read(queue)]
 
     async def read_together(self, queue: Queue) -> Answers:
         """As `read`, in one round trip with what else is asked while the one before is under way: for the few

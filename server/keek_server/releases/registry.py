@@ -114,8 +114,7 @@ class ReleaseRegistry:
 
     async def plan(self) -> Plan | None:
         """What is to be served; None before the first activation."""
-        async with self._database.read() as connection:
-            return await connection.run_sync(_newest)
+        return await self._database.look(_newest)
 
     async def active(self) -> str | None:
         """The active release's id; None before the first activation."""
@@ -132,8 +131,7 @@ class ReleaseRegistry:
             is_ready = connection.execute(state).scalar_one_or_none() == ReleaseState.READY
             return before if is_ready else None
 
-        async with self._database.read() as connection:
-            return await connection.run_sync(work)
+        return await self._database.look(work)
 
     async def activate(
         self,

@@ -10,12 +10,13 @@ import numpy as np
 
 from keek_server.clock import now_us
 from keek_server.errors import KeekError
-from keek_server.feed.history import history_inputs
+from keek_server.feed.history import user_vector
 from keek_server.interactions.log import InteractionLog
 from keek_server.interactions.projection import Projection
 from keek_server.releases.live import LiveRelease
 from keek_server.releases.opening import ServingRelease
-from keek_server.towers.users import UserInputs
+from keek_server.retrieval.fresh import VECTORS
+from keek_server.towers.features import Float32Array
 
 logger = logging.getLogger(__name__)
 
@@ -91,19 +92,26 @@ class AudienceFollower:
                 return
 
     async def _embed(self, serving: ServingRelease, user_ids: Sequence[str]) -> None:
-        inputs: list[UserInputs] = []
+        """Gives those who have interacted with any video of the release their vectors, which their next feeds
+        find, too."""
+        vectors: dict[str, Float32Array] = {}
         for start in range(0, len(user_ids), _USERS_A_TRIP):
-            inputs += await self._inputs(serving, user_ids[start : start + _USERS_A_TRIP])
-        if inputs:
-            vectors = await asyncio.gather(*map(serving.users.vector, inputs))
-            serving.audience.put([own.user_id for own in inputs], {"vectors": np.stack(vectors)})
+            trip = user_ids[start : start + _USERS_A_TRIP]
+            found = await self._vectors(serving, trip)
+            vectors.update(
+                (id_, vector) for id_, vector in zip(trip, found, strict=True) if vector is not None
+            )
+        if vectors:
+            serving.audience.put(list(vectors), {VECTORS: np.stack(list(vectors.values()))})
 
-    async def _inputs(self, serving: ServingRelease, user_ids: Sequence[str]) -> list[UserInputs]:
-        """Of those who have interacted with any video of the release."""
+    async def _vectors(
+        self, serving: ServingRelease, user_ids: Sequence[str]
+    ) -> Sequence[Float32Array | None]:
         histories = await self._projection.histories(user_ids, serving.release.manifest.history_length)
-        now = now_us()
-        inputs = (
-            history_inputs(serving.fresh.index, user_id, history, now)
-            for user_id, history in zip(user_ids, histories, strict=True)
+        now, videos = now_us(), serving.fresh.index
+        return await asyncio.gather(
+            *(
+                user_vector(serving.users, videos, user_id, history, now)
+                for user_id, history in zip(user_ids, histories, strict=True)
+            )
         )
-        return [own for own in inputs if len(own.kinds)]

@@ -17,7 +17,7 @@ from keek_server.settings import Settings
 from keek_server.startup import wait_until_ready
 from keek_server.storage import tables
 from keek_server.storage.migrate import upgrade
-from keek_server.storage.sqlite import WRITING, SqliteWriter, sqlite_engine
+from keek_server.storage.sqlite import WRITING, SqliteThread, sqlite_engine
 
 T = TypeVar("T")
 
@@ -32,10 +32,17 @@ class Database:
     """Transactions with a deadline; a database that is down raises UnavailableError."""
 
     def __init__(
-        self, engine: AsyncEngine, writer: SqliteWriter | None, *, deadline_s: float, read_deadline_s: float
+        self,
+        engine: AsyncEngine,
+        writer: SqliteThread | None,
+        reader: SqliteThread | None,
+        *,
+        deadline_s: float,
+        read_deadline_s: float,
     ) -> None:
         self.engine = engine
         self._writer = writer
+        self._reader = reader
         self._deadline_s = deadline_s
         self._read_deadline_s = read_deadline_s
         self._breaker = Breaker("the database", "sql", deadline_s=read_deadline_s)
@@ -58,9 +65,19 @@ class Database:
         Raises:
             UnavailableError: When the database is down or late.
         """
-        async with self.read() as connection:
-            rows: Sequence[Any] = (await connection.execute(query)).all()
-            return rows
+        return await self.look(lambda connection: connection.execute(query).all())
+
+    async def look(self, work: Callable[[sa.Connection], T]) -> T:
+        """Runs `work`, which reads a little, in a transaction: as `transact`, for what is read often.
+
+        Raises:
+            UnavailableError: When the database is down or late.
+        """
+        if self._reader is None:
+            async with self.read() as connection:
+                return await connection.run_sync(work)
+        async with self._translated():
+            return await self._reader.run(work)
 
     async def ask(self, query: sa.Select[Any]) -> Sequence[Any]:
         """What a feed reads: soon, or not at all.
@@ -199,9 +216,9 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         SetupError: When the database cannot be reached within `startup_timeout_s`, or its schema
             is of another version.
     """
-    engine, writer = _engines(settings.database_url)
+    engine, threads = _engines(settings.database_url)
     database = Database(
-        engine, writer, deadline_s=settings.sql_deadline_s, read_deadline_s=settings.sql_read_deadline_s
+        engine, *threads, deadline_s=settings.sql_deadline_s, read_deadline_s=settings.sql_read_deadline_s
     )
     try:
         await _prepare(database, settings)
@@ -209,17 +226,20 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
     finally:
         await database.settle()
         await engine.dispose()
-        if writer is not None:
-            writer.close()
+        for thread in threads:
+            if thread is not None:
+                thread.close()
 
 
-def _engines(url: str) -> tuple[AsyncEngine, SqliteWriter | None]:
+def _engines(url: str) -> tuple[AsyncEngine, tuple[SqliteThread | None, SqliteThread | None]]:
+    """The engine, and the threads that write and read where there are such."""
     parsed = sa.make_url(url)
     if parsed.get_backend_name() == "sqlite":
-        return sqlite_engine(parsed), SqliteWriter(parsed)
+        threads = SqliteThread(parsed, "sqlite-writer", WRITING), SqliteThread(parsed, "sqlite-reader")
+        return sqlite_engine(parsed), threads
     # A server that vanishes in a transaction must not keep the log's lock.
     limits = {"server_settings": {"idle_in_transaction_session_timeout": str(_IDLE_TRANSACTION_MS)}}
-    return create_async_engine(url, pool_pre_ping=True, connect_args=limits), None
+    return create_async_engine(url, pool_pre_ping=True, connect_args=limits), (None, None)
 
 
 async def _prepare(database: Database, settings: Settings) -> None:

@@ -1,7 +1,7 @@
-"""SQLite: how its connections are set up, and the thread that writes."""
+"""SQLite: how its connections are set up, and the threads that write and read."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -27,10 +27,17 @@ def sqlite_engine(url: sa.URL) -> AsyncEngine:
     return engine
 
 
-class SqliteWriter:
+class SqliteThread:
     """One connection in a thread of its own, for whole transactions in one step."""
 
-    def __init__(self, url: sa.URL) -> None:
+    def __init__(self, url: sa.URL, name: str, options: Mapping[str, str] | None = None) -> None:
+        """
+        Args:
+            url: Of a file.
+            name: Of the thread.
+            options: Execution options of every transaction; by default it only reads.
+        """
+        self._options = options or {}
         self._engine = sa.create_engine(
             url.set(drivername="sqlite"),
             poolclass=sa.StaticPool,
@@ -38,7 +45,7 @@ class SqliteWriter:
             connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False},
         )
         _listen(self._engine)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite-writer")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
 
     async def run(self, work: Callable[[sa.Connection], T]) -> T:
         """Runs `work` in a transaction. One that is no longer waited for still ends by itself."""
@@ -51,7 +58,7 @@ class SqliteWriter:
 
     def _transact(self, work: Callable[[sa.Connection], T]) -> T:
         with self._engine.connect() as connection:
-            connection = connection.execution_options(**WRITING)
+            connection = connection.execution_options(**self._options)
             with connection.begin():
                 return work(connection)
 

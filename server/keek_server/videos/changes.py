@@ -47,8 +47,8 @@ class ChangeFeed:
 
     async def last(self) -> int:
         """The number of the latest change."""
-        async with self._database.read() as connection:
-            return int((await connection.execute(sa.select(catalogue_clock.c.seq))).scalar_one())
+        ((seq,),) = await self._database.rows(sa.select(catalogue_clock.c.seq))
+        return int(seq)
 
     async def count(self, after_seq: int) -> int:
         """How many videos changed behind `after_seq`."""
@@ -59,8 +59,7 @@ class ChangeFeed:
     async def read_ids(self, after_seq: int, limit: int) -> Sequence[tuple[int, str]]:
         """The numbers and videos of the next changes behind `after_seq`, oldest first."""
         query = _IDS.where(videos.c.change_seq > after_seq).order_by(videos.c.change_seq).limit(limit)
-        async with self._database.read() as connection:
-            return [(row[0], row[1]) for row in (await connection.execute(query)).all()]
+        return [(row[0], row[1]) for row in await self._database.rows(query)]
 
     async def read(self, after_seq: int, limit: int) -> Sequence[Change]:
         """The next changes behind `after_seq`, oldest first; clip vectors included.
