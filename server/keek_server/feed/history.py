@@ -31,9 +31,10 @@ def history_inputs(
         history: At most the release's history_length interactions, newest last.
         now_us: The moment that ages are counted to.
     """
-    known, vectors = videos.vectors_of([entry.video_id for entry in history])
-    kinds = np.fromiter((entry.kind for entry in history), np.int32, count=len(history))
-    times_us = np.fromiter((entry.event_time_us for entry in history), np.int64, count=len(history))
+    entries = list(history)
+    known, vectors = videos.vectors_of([entry.video_id for entry in entries])
+    kinds = np.fromiter((entry.kind for entry in entries), np.int32, count=len(entries))
+    times_us = np.fromiter((entry.event_time_us for entry in entries), np.int64, count=len(entries))
     ages_s = (np.maximum(now_us - times_us, 0) / 1e6).astype(np.float32)
     return UserInputs(user_id, vectors, kinds[known], ages_s[known])
 

@@ -78,9 +78,16 @@ class IdTable:
 
     def rows_of(self, ids: Sequence[str]) -> Rows:
         """The row of each id: int64 [n], -1 where the id is not in the table."""
+        if not len(self):
+            return np.full(len(ids), -1, np.int64)
         hashes = hash_all(ids)
         places = np.searchsorted(self._hashes, hashes)
-        return np.fromiter(map(self._row_at, ids, hashes, places), np.int64, count=len(ids))
+        firsts = np.minimum(places, len(self) - 1)
+        rows = np.where(self._hashes[firsts] == hashes, self._rows[firsts], -1)
+        for at, row in enumerate(rows.tolist()):
+            if row >= 0 and self.id_of(row) != ids[at]:
+                rows[at] = self._row_at(ids[at], hashes[at], places[at])
+        return rows
 
     def rows_with(self, hashes: Collection[int]) -> Rows:
         """The rows whose ids have one of these hashes: int64 [found], in no order."""
