@@ -62,9 +62,14 @@ class ExposureLog:
             logger.warning("%d exposures are lost: %s", len(self._waiting), error)
 
     async def flush(self) -> None:
-        """Writes everything that waits; what could not be written waits on."""
-        while self._waiting:
-            rows = [self._waiting[i] for i in range(min(_MAX_ROWS, len(self._waiting)))]
+        """Writes everything that waits; what could not be written waits on.
+
+        What comes meanwhile waits for the next time: under load there would be no end of small transactions.
+        """
+        left = len(self._waiting)
+        while left:
+            rows = [self._waiting[i] for i in range(min(_MAX_ROWS, left))]
+            left -= len(rows)
             for time_us in {month_start_us(row["serve_time_us"]) for row in rows}:
                 await self._partitions.cover(time_us)
             async with self._database.write() as connection:

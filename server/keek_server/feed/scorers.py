@@ -1,6 +1,7 @@
 """Ordering candidates."""
 
 import math
+from operator import attrgetter
 
 from keek_server.feed.types import Candidate, FeedContext
 
@@ -15,4 +16,4 @@ class SourceScorer:
         for candidate in candidates:
             if not math.isfinite(candidate.score):
                 candidate.score = -math.inf
-        return sorted(candidates, key=lambda candidate: -candidate.score)
+        return sorted(candidates, key=attrgetter("score"), reverse=True)

@@ -84,9 +84,12 @@ class Fleet:
     async def beat(self, status: ServerStatus) -> None:
         """Says what a server runs, and forgets those that are long gone."""
         gone = servers.delete().where(servers.c.heartbeat_time_us < now_us() - 10 * self._stale_us)
-        async with self._database.write() as connection:
-            await connection.execute(self._database.upsert(servers).values(asdict(status)))
-            await connection.execute(gone)
+
+        def work(connection: sa.Connection) -> None:
+            connection.execute(self._database.upsert(servers).values(asdict(status)))
+            connection.execute(gone)
+
+        await self._database.transact(work)
 
     async def leave(self, server_id: str) -> None:
         """Says that a server stops."""

@@ -1,0 +1,79 @@
+"""The exposure log: what was shown is written in batches, nothing twice and nothing lost."""
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import sqlalchemy as sa
+
+from keek_server.clock import now_us
+from keek_server.errors import UnavailableError
+from keek_server.feed.exposures import ExposureLog
+from keek_server.feed.types import Candidate, FeedPage, FeedSource
+from keek_server.storage.database import Database
+from keek_server.storage.tables import exposures as table
+
+
+def page(user_id: str) -> FeedPage:
+    context = SimpleNamespace(
+        query=SimpleNamespace(user_id=user_id),
+        serving=SimpleNamespace(release=SimpleNamespace(id="r1")),
+        now_us=now_us(),
+    )
+    selection = SimpleNamespace(items=[Candidate("v1", FeedSource.TRENDING, 0.5)])
+    return cast("FeedPage", SimpleNamespace(context=context, selection=selection))
+
+
+async def logged(database: Database) -> list[str]:
+    query = sa.select(table.c.user_id).order_by(table.c.serve_time_us, table.c.user_id)
+    return [row.user_id for row in await database.rows(query)]
+
+
+async def test_a_page_is_logged_with_its_release_places_sources_and_scores(database: Database) -> None:
+    log = ExposureLog(database)
+    await log.apply(page("u1"))
+    await log.flush()
+    (row,) = await database.rows(sa.select(table))
+    assert (row.user_id, row.release_id, row.slate) == ("u1", "r1", [["v1", 2, 0.5]])
+
+
+async def test_what_comes_while_a_batch_is_written_waits_for_the_next(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, write, begun = ExposureLog(database), database.write, 0
+
+    def counted() -> Any:
+        nonlocal begun
+        begun += 1
+        # As feeds do under load: while rows are written, more of them come.
+        log._waiting.append({**log._waiting[0], "user_id": f"late{begun}"})
+        return write()
+
+    await log.apply(page("early"))
+    await log.flush()  # makes the month's partition where there are such
+    for number in range(3):
+        await log.apply(page(f"u{number}"))
+    monkeypatch.setattr(database, "write", counted)
+    await log.flush()
+    assert begun == 1
+    assert sorted(await logged(database)) == ["early", "u0", "u1", "u2"]
+    await log.flush()
+    assert sorted(await logged(database)) == ["early", "late1", "u0", "u1", "u2"]
+
+
+async def test_what_could_not_be_written_waits_on(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = ExposureLog(database)
+    await log.apply(page("u1"))
+
+    def down() -> Any:
+        raise UnavailableError("the database is not reachable")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "write", down)
+        with pytest.raises(UnavailableError):
+            await log.flush()
+    assert await logged(database) == []
+    await log.aclose()
+    assert await logged(database) == ["u1"]
