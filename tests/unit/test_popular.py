@@ -54,3 +54,13 @@ async def test_what_is_deleted_at_the_top_is_passed_over(corpus: Corpus) -> None
 async def test_owners_that_are_blocked_are_passed_over(corpus: Corpus) -> None:
     candidates = await PopularSource().candidates(context(corpus, set(), blocked=100), 10)
     assert [candidate.video_id for candidate in candidates] == [f"v{COUNT - 101 - n}" for n in range(30)]
+
+
+async def test_who_has_seen_the_whole_list_gets_others_instead_of_nothing(corpus: Corpus) -> None:
+    asked = context(corpus, {"v5"}, seen=POPULAR_LIMIT + 500)
+    candidates = await PopularSource().candidates(asked, 10)
+    ids = [candidate.video_id for candidate in candidates]
+    assert len(set(ids)) == len(ids) == 10
+    assert not asked.user.seen & set(ids)
+    assert "v5" not in ids
+    assert candidates[0].owner == hash_id(f"o{ids[0][1:]}")

@@ -1,6 +1,6 @@
 """The sources: personalised, trending, popular."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress, islice
 from typing import Final, NamedTuple
@@ -27,6 +27,9 @@ _AHEAD: Final = 2
 _SPARE: Final = 1024
 """Deleted and other videos that are passed over at the head of the trending list, beside what the user has
 seen, before fewer candidates are enough."""
+
+_REST: Final = 4096
+"""Videos that are looked at for whoever has seen the whole popular list."""
 
 
 class PersonalisedSource:
@@ -198,10 +201,16 @@ class PopularSource:
         """See `Source`; scored by the share of interactions in training."""
         corpus = context.serving.release.corpus
         listed: Iterable[Listed] = self._popular(corpus)
-        if (allowed := context.query.allowed) is not None:
+        allowed = context.query.allowed
+        if allowed is not None:
             columns = {name: corpus.columns[name][corpus.popular] for name in FILTERED_COLUMNS}
             listed = compress(listed, allowed(columns))
-        return _choose(context, listed, self.source, _MARGIN * count)
+        chosen = _choose(context, listed, self.source, _MARGIN * count)
+        if len(chosen) < count and allowed is None:
+            # Who has seen them all gets others rather than nothing.
+            rest = _rest(corpus, hash_id(context.query.user_id))
+            chosen += _choose(context, rest, self.source, count - len(chosen))
+        return chosen
 
     def _popular(self, corpus: Corpus) -> Sequence[Listed]:
         """The whole list, most popular first; read once a release."""
@@ -209,6 +218,15 @@ class PopularSource:
         if listed is None:
             listed = self._listed[corpus] = _list_popular(corpus)
         return listed
+
+
+def _rest(corpus: Corpus, start: int) -> Iterator[Listed]:
+    """Videos of the release as they come, from some row on: more than a user has seen and been served."""
+    owners, count = corpus.columns["owners"], len(corpus.ids)
+    for place in range(min(count, _REST)):
+        row = (start + place) % count
+        video_id = corpus.ids.id_of(row)
+        yield Listed(video_id, hash_id(video_id), int(owners[row]), 0.0)
 
 
 def _list_popular(corpus: Corpus) -> list[Listed]:
