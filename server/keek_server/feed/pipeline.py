@@ -33,7 +33,7 @@ from keek_server.releases.opening import ServingRelease
 
 logger = logging.getLogger(__name__)
 
-_MOST_OF_THE_REST: Final = 1 / 3
+_STEP_SHARE: Final = 1 / 3
 """Share of what is left of a feed's deadline that one step may take: when every step on the way is late, both
 hydrators, the sources and what stands in for them, a fifth of it is left to make the page."""
 
@@ -184,7 +184,7 @@ class FeedPipeline:
         return candidates, SourceTrace(source.source, len(candidates), elapsed_s, reason)
 
     def _slice_s(self, context: FeedContext) -> float:
-        return min(self._source_deadline_s, _MOST_OF_THE_REST * context.remaining_s)
+        return min(self._source_deadline_s, _STEP_SHARE * context.remaining_s)
 
     def _filter(
         self, context: FeedContext, candidates: list[Candidate]

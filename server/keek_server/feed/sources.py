@@ -148,7 +148,7 @@ class TrendingSource:
 
     async def _choose(self, context: FeedContext, head: Head, wanted: int) -> list[Candidate]:
         known = await self._look_up(context, head)
-        if known.problem:
+        if known.problem and not any(each.source is self.source for each in context.degradations):
             context.degradations.append(Degradation(self.source, known.problem))
         listed: Iterable[Listed] = known.listed
         if context.query.filter.is_set:

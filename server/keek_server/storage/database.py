@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 
@@ -11,11 +11,11 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from keek_server.breaker import Breaker
 from keek_server.errors import SetupError, UnavailableError
 from keek_server.settings import Settings
 from keek_server.startup import wait_until_ready
 from keek_server.storage import tables
+from keek_server.storage.hurried import HurriedReads
 from keek_server.storage.migrate import upgrade
 from keek_server.storage.sqlite import WRITING, SqliteThread, sqlite_engine
 
@@ -24,8 +24,6 @@ T = TypeVar("T")
 _WRITE_LOCK = 0x6B65656B  # "keek": the advisory lock that puts commits of the log in one order
 _PLAN_LOCK = 0x706C616E  # "plan": the same for changes of what is served
 _IDLE_TRANSACTION_MS = 15_000
-_SETTLING_S = 3.0
-"""SQLAlchemy gives a connection two seconds to close."""
 
 
 class Database:
@@ -44,11 +42,9 @@ class Database:
         self._writer = writer
         self._reader = reader
         self._deadline_s = deadline_s
-        self._read_deadline_s = read_deadline_s
-        self._breaker = Breaker("the database", "sql", deadline_s=read_deadline_s)
         # One statement needs no transaction around it, which PostgreSQL is told of twice.
         self._alone = engine if writer else engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._asking: set[asyncio.Task[Any]] = set()
+        self._hurried = HurriedReads(self._read_alone, deadline_s=read_deadline_s)
         self.is_sqlite = writer is not None
         # SQLite has one writer: who waits here is woken at once, who waits there sleeps and tries.
         self._turn = asyncio.Lock()
@@ -86,41 +82,16 @@ class Database:
             UnavailableError: When the database is down, or takes longer than a read for a feed may; at once
                 while it is known to.
         """
-        self._breaker.check(lambda: self._ask(query))
-        # Whether it answers is found out also for those who leave.
-        return await asyncio.shield(self._keep(self._ask(query)))
+        return await self._hurried.ask(query)
 
-    async def _ask(self, query: sa.Select[Any]) -> Sequence[Any]:
-        with self._breaker.asking():
-            # Nobody waits for a connection that is given up: to close it, the driver asks the database.
-            reading = self._keep(self._read_alone(query))
-            done, _ = await asyncio.wait([reading], timeout=self._read_deadline_s)
-            if not done:
-                reading.cancel()
-                raise UnavailableError(f"the database took longer than {self._read_deadline_s * 1000:.0f} ms")
-            return reading.result()
+    async def settle(self) -> None:
+        """Waits a little for reads of feeds that were given up."""
+        await self._hurried.settle()
 
     async def _read_alone(self, query: sa.Select[Any]) -> Sequence[Any]:
         async with self._translated(), self._alone.connect() as connection:
             rows: Sequence[Any] = (await connection.execute(query)).all()
             return rows
-
-    async def settle(self) -> None:
-        """Waits a little for what `ask` has given up."""
-        if self._asking:
-            await asyncio.wait(self._asking, timeout=_SETTLING_S)
-
-    def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """A task that goes on, and ends quietly, when nobody waits for it any more."""
-        task = asyncio.create_task(work)
-        self._asking.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._asking.discard(task)
-        if not task.cancelled():
-            task.exception()
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
