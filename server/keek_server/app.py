@@ -29,6 +29,7 @@ from keek_server.interactions.projection import Projection
 from keek_server.interactions.projector import Projector
 from keek_server.interactions.recorder import Recorder
 from keek_server.interactions.trending import Trending
+from keek_server.interactions.users import LoggedUsers
 from keek_server.interactions.writer import ProjectionWriter
 from keek_server.metrics_endpoint import metrics_endpoint
 from keek_server.releases.alias import keep_alias
@@ -123,6 +124,9 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
         keys = ProjectionKeys.of(settings.redis_prefix, (await log.extent()).log_id)
         breaker = Breaker("Redis", "redis", deadline_s=settings.redis_deadline_s)
         projection = Projection(redis, keys, deadline_s=settings.redis_deadline_s, breaker=breaker)
+        logged_users = LoggedUsers(
+            database, history_limit=settings.history_limit, seen_limit=settings.seen_limit
+        )
         trending = Trending(projection, settings)
         head = TrendingHead(trending, refresh_s=settings.trending_refresh_s)
         projector = Projector(log, projection, ProjectionWriter(redis, keys, settings), settings)
@@ -148,10 +152,7 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
         pipeline = FeedPipeline(
             live,
             Stages(
-                hydrators=(
-                    ProjectionHydrator(projection),
-                    LogHydrator(log, history_limit=settings.history_limit, seen_limit=settings.seen_limit),
-                ),
+                hydrators=(ProjectionHydrator(projection), LogHydrator(logged_users)),
                 sources=(PersonalisedSource(), TrendingSource(trending, head, catalogue), PopularSource()),
                 filters=FILTERS,
                 scorer=SourceScorer(),

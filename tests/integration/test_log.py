@@ -14,6 +14,7 @@ from keek_server.clock import now_us
 from keek_server.errors import SetupError, UnavailableError
 from keek_server.interactions import log as log_module
 from keek_server.interactions.log import InteractionLog
+from keek_server.interactions.users import LoggedUsers
 from keek_server.settings import Settings
 from keek_server.storage import tables
 from keek_server.storage.database import Database, open_database
@@ -91,17 +92,24 @@ async def test_a_batch_keeps_its_order(log: InteractionLog) -> None:
     assert [row.video_id for row in await log.history("u1", 3)] == ["v997", "v998", "v999"]
 
 
-async def test_a_user_is_known_from_the_log_as_from_the_projection(log: InteractionLog) -> None:
+async def test_users_are_known_from_the_log_as_from_the_projection(
+    log: InteractionLog, database: Database
+) -> None:
     await log.append([event("u1", f"v{i % 40}", kind) for i in range(50) for kind in (LIKE, VIEW)])
-    await log.append([event("u2", "other")])
-    user = await log.user("u1", history_limit=3, seen_limit=20)
+    await log.append([event(f"u{n}", f"w{n}") for n in range(2, 40)])
+    users = LoggedUsers(database, history_limit=3, seen_limit=20)
+    user, again, nobody, *others = await asyncio.gather(
+        *map(users.user, ("u1", "u1", "nobody", *(f"u{n}" for n in range(2, 40))))
+    )
+    assert list(user.history) == list(again.history)
     assert [(entry.video_id, entry.kind) for entry in user.history] == [
         ("v8", VIEW),
         ("v9", LIKE),
         ("v9", VIEW),
     ]
     assert user.seen == {f"v{i}" for i in range(10)}
-    assert len((await log.user("nobody", history_limit=3, seen_limit=20)).history) == 0
+    assert len(nobody.history) == len(nobody.seen) == 0
+    assert [other.seen for other in others] == [{f"w{n}"} for n in range(2, 40)]
 
 
 async def test_concurrent_appends_are_all_there_in_one_order(log: InteractionLog) -> None:

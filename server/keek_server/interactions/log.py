@@ -10,9 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from keek_server.batching import Batcher
 from keek_server.clock import now_us
 from keek_server.interactions.append import Interaction, append
-from keek_server.interactions.history import History, HistoryEntry
 from keek_server.interactions.kinds import KINDS
-from keek_server.interactions.projection import UserState
 from keek_server.interactions.recent import RecentRows
 from keek_server.interactions.rows import LoggedInteraction
 from keek_server.storage.database import Database
@@ -115,20 +113,6 @@ class InteractionLog:
         query = _COLUMNS.where(table.c.user_id == user_id).order_by(table.c.seq.desc()).limit(limit)
         return (await self._rows(query))[::-1]
 
-    async def user(self, user_id: str, *, history_limit: int, seen_limit: int) -> UserState:
-        """A user's latest interactions, and the videos of as many as count as seen: as in the projection.
-
-        Raises:
-            UnavailableError: When the database is down or late, by a feed's measure.
-        """
-        limit = max(history_limit, seen_limit)
-        query = _OF_A_USER.where(table.c.user_id == user_id).order_by(table.c.seq.desc()).limit(limit)
-        rows = await self._database.ask(query)
-        history = [
-            HistoryEntry(video_id, KINDS[kind], event_us) for video_id, kind, event_us in rows[:history_limit]
-        ]
-        return UserState(History.of(history[::-1]), frozenset(row[0] for row in rows[:seen_limit]))
-
     async def extent(self) -> LogExtent:
         """What the log holds at this moment."""
         async with self._database.read() as connection:
@@ -164,7 +148,6 @@ class InteractionLog:
         ]
 
 
-_OF_A_USER = sa.select(table.c.video_id, table.c.kind, table.c.event_time_us)
 _IDENTITY = sa.select(log_identity.c.log_id, log_identity.c.pruned_seq)
 _COLUMNS = sa.select(
     table.c.seq,

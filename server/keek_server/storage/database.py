@@ -15,7 +15,7 @@ from keek_server.errors import SetupError, UnavailableError
 from keek_server.settings import Settings
 from keek_server.startup import wait_until_ready
 from keek_server.storage import tables
-from keek_server.storage.hurried import HurriedReads
+from keek_server.storage.hurried import HurriedReads, Parameters, Query
 from keek_server.storage.migrate import upgrade
 from keek_server.storage.sqlite import WRITING, SqliteThread, sqlite_engine
 
@@ -44,7 +44,8 @@ class Database:
         self._deadline_s = deadline_s
         # One statement needs no transaction around it, which PostgreSQL is told of twice.
         self._alone = engine if writer else engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._hurried = HurriedReads(self._read_alone, deadline_s=read_deadline_s)
+        self.hurried = HurriedReads(self._read_alone, deadline_s=read_deadline_s)
+        """For feeds."""
         self.is_sqlite = writer is not None
         # SQLite has one writer: who waits here is woken at once, who waits there sleeps and tries.
         self._turn = asyncio.Lock()
@@ -75,22 +76,9 @@ class Database:
         async with self._translated():
             return await self._reader.run(work)
 
-    async def ask(self, query: sa.Select[Any]) -> Sequence[Any]:
-        """What a feed reads: soon, or not at all.
-
-        Raises:
-            UnavailableError: When the database is down, or takes longer than a read for a feed may; at once
-                while it is known to.
-        """
-        return await self._hurried.ask(query)
-
-    async def settle(self) -> None:
-        """Waits a little for reads of feeds that were given up."""
-        await self._hurried.settle()
-
-    async def _read_alone(self, query: sa.Select[Any]) -> Sequence[Any]:
+    async def _read_alone(self, query: Query, parameters: Parameters | None) -> Sequence[Any]:
         async with self._translated(), self._alone.connect() as connection:
-            rows: Sequence[Any] = (await connection.execute(query)).all()
+            rows: Sequence[Any] = (await connection.execute(query, parameters)).all()
             return rows
 
     @asynccontextmanager
@@ -195,7 +183,7 @@ async def open_database(settings: Settings) -> AsyncIterator[Database]:
         await _prepare(database, settings)
         yield database
     finally:
-        await database.settle()
+        await database.hurried.settle()
         await engine.dispose()
         for thread in threads:
             if thread is not None:

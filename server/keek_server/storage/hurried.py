@@ -1,7 +1,7 @@
 """Reads that feeds wait for: soon, or not at all."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
@@ -11,7 +11,9 @@ from keek_server.errors import UnavailableError
 
 T = TypeVar("T")
 
-Read = Callable[[sa.Select[Any]], Coroutine[Any, Any, Sequence[Any]]]
+Query = sa.Select[Any] | sa.CompoundSelect[Any]
+Parameters = Mapping[str, object]
+Read = Callable[[Query, Parameters | None], Coroutine[Any, Any, Sequence[Any]]]
 
 _SETTLING_S: Final = 3.0
 """SQLAlchemy gives a connection two seconds to close."""
@@ -26,35 +28,44 @@ class HurriedReads:
             read: Reads, and raises UnavailableError when the database is down.
             deadline_s: Of one read.
         """
+        self.deadline_s = deadline_s
         self._read = read
-        self._deadline_s = deadline_s
         self._breaker = Breaker("the database", "sql", deadline_s=deadline_s)
         self._reading: set[asyncio.Task[Any]] = set()
 
-    async def ask(self, query: sa.Select[Any]) -> Sequence[Any]:
+    def check(self, call: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """See `Breaker.check`: before `read`, for whoever waits for others first."""
+        self._breaker.check(call)
+
+    async def ask(self, query: Query) -> Sequence[Any]:
         """The rows of a query.
 
         Raises:
             UnavailableError: When the database is down or late; at once while it is known to be.
         """
-        self._breaker.check(lambda: self._ask(query))
+        self._breaker.check(lambda: self.read(query))
         # Whether it answers is found out also for those who leave.
-        return await asyncio.shield(self._keep(self._ask(query)))
+        return await asyncio.shield(self._keep(self.read(query)))
+
+    async def read(self, query: Query, parameters: Parameters | None = None) -> Sequence[Any]:
+        """The rows of a query, whatever is known.
+
+        Raises:
+            UnavailableError: When the database is down or late.
+        """
+        with self._breaker.asking():
+            # Nobody waits for a connection that is given up: to close it, the driver asks the database.
+            reading = self._keep(self._read(query, parameters))
+            done, _ = await asyncio.wait([reading], timeout=self.deadline_s)
+            if not done:
+                reading.cancel()
+                raise UnavailableError(f"the database took longer than {self.deadline_s * 1000:.0f} ms")
+            return reading.result()
 
     async def settle(self) -> None:
         """Waits a little for what was given up."""
         if self._reading:
             await asyncio.wait(self._reading, timeout=_SETTLING_S)
-
-    async def _ask(self, query: sa.Select[Any]) -> Sequence[Any]:
-        with self._breaker.asking():
-            # Nobody waits for a connection that is given up: to close it, the driver asks the database.
-            reading = self._keep(self._read(query))
-            done, _ = await asyncio.wait([reading], timeout=self._deadline_s)
-            if not done:
-                reading.cancel()
-                raise UnavailableError(f"the database took longer than {self._deadline_s * 1000:.0f} ms")
-            return reading.result()
 
     def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A task that goes on, and ends quietly, when nobody waits for it any more."""

@@ -157,12 +157,12 @@ class Catalogue:
 
         Args:
             video_ids: Of any videos.
-            for_feed: Reads soon or not at all; see `Database.ask`.
+            for_feed: Reads soon or not at all; see `HurriedReads.ask`.
         """
         wanted = set(video_ids)
         found = self._briefs.known(wanted)
         if missing := wanted - found.keys():
-            read_rows = self._database.ask if for_feed else self._database.rows
+            read_rows = self._database.hurried.ask if for_feed else self._database.rows
             with self._briefs.reading() as reading:
                 rows = await read_rows(_BRIEFS.where(table.c.video_id.in_(missing)))
                 read = {video_id: Brief(owner_id, tuple(tags)) for video_id, owner_id, tags in rows}
