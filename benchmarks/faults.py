@@ -87,7 +87,7 @@ async def _run(directory: Path, seconds: float, per_s: float | None, only: str) 
                 if only in f"{name} {fault.value}"
             ]
         lost = len(tally.acknowledged) - await stage.recorded(tally.acknowledged)
-    return _result(tally, windows, lost) | {
+    return result_of(tally, windows, lost) | {
         "offered_per_s": round(per_s, 1),
         "capacity_per_s": round(capacity, 1),
         "deadline_ms": _DEADLINE_S * 1e3,
@@ -132,7 +132,7 @@ async def _recover(tally: Tally, dependencies: list[Dependency]) -> None:
         return all([await each.process.service.ready(each.process.pid) for each in dependencies])
 
     async def is_whole() -> bool:
-        return _are_whole(tally, answering_s)
+        return are_whole(tally, answering_s, time.perf_counter())
 
     deadline_s = time.perf_counter() + _LONGEST_S
     await _until(answers, deadline_s)
@@ -148,13 +148,14 @@ async def _until(holds: Callable[[], Awaitable[bool]], deadline_s: float) -> Non
         await asyncio.sleep(_POLL_S)
 
 
-def _are_whole(tally: Tally, since_s: float) -> bool:
-    now_s = time.perf_counter()
+def are_whole(tally: Tally, since_s: float, now_s: float) -> bool:
+    """Whether no feed of the last second lacked anything, all of which everything has answered."""
     late = tally.between(max(since_s, now_s - _WHOLE_S), now_s)
     return now_s - since_s > _WHOLE_S and bool(late) and not any(feed.named or feed.error for feed in late)
 
 
-def _result(tally: Tally, windows: list[Window], lost: int) -> dict[str, Any]:
+def result_of(tally: Tally, windows: list[Window], lost: int) -> dict[str, Any]:
+    """What is reported of the feeds and of the interactions, of which so many are lost."""
     feeds = len(tally.feeds)
     good = sum(feed.is_good for feed in tally.feeds)
     empty = sum(not feed.error and not feed.items for feed in tally.feeds)
