@@ -7,10 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-import grpc
-
 from keek_server.breaker import Breaker
-from keek_server.errors import SetupError
 from keek_server.feed.cached import CachedFeeds, CachedSource
 from keek_server.feed.exposures import ExposureLog
 from keek_server.feed.filters import FILTERS
@@ -32,6 +29,7 @@ from keek_server.interactions.trending import Trending
 from keek_server.interactions.users import LoggedUsers
 from keek_server.interactions.writer import ProjectionWriter
 from keek_server.metrics_endpoint import metrics_endpoint
+from keek_server.port import reserved_port
 from keek_server.releases.alias import keep_alias
 from keek_server.releases.channel import PlanChannel
 from keek_server.releases.diff import FeedDiffer
@@ -53,6 +51,7 @@ from keek_server.rpc.door import open_door
 from keek_server.rpc.drain import Drain
 from keek_server.rpc.feed import FeedServicer
 from keek_server.rpc.interactions import InteractionServicer
+from keek_server.rpc.listeners import Listeners
 from keek_server.rpc.releases import ReleaseServicer
 from keek_server.rpc.search import SearchServicer
 from keek_server.rpc.server import FEED, SERVICES, Health, build_server
@@ -208,9 +207,11 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
             Authority(settings.admin_token),
             drain,
             open_door(settings),
-            shares_port=worker is not None,
+            listeners=settings.listeners,
         )
-        port = _bind(server, settings.listen) if worker is None else int(settings.listen.rpartition(":")[2])
+        host, _, named = settings.listen.rpartition(":")
+        # Of workers, their supervisor holds it.
+        port = int(named) if worker is not None else stack.enter_context(reserved_port(settings.listen))
         heartbeat = Heartbeat(
             fleet,
             live,
@@ -247,9 +248,8 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
             stack.enter_context(metrics_endpoint(settings.metrics_listen))
 
         settled = worker is not None and await _settled(live, settings.worker_ready_s)
-        if worker is not None:
-            # Not before: the kernel gives a listening worker its share of the connections.
-            _bind(server, settings.listen)
+        # Not before: the kernel gives a listening worker its share of the connections.
+        server.bind(f"{host}:{port}")
         await server.start()
         stack.push_async_callback(_drain, server, health, drain, settings)
         yield App(port, settled, live, projector, figures)
@@ -271,26 +271,18 @@ async def _settled(live: LiveRelease, timeout_s: float) -> bool:
     return True
 
 
-def _bind(server: grpc.aio.Server, address: str) -> int:
-    try:
-        return server.add_insecure_port(address)
-    except RuntimeError as error:
-        raise SetupError(f"cannot listen on {address}: {error} (KEEK_LISTEN)") from error
-
-
 async def _announce(live: LiveRelease, health: Health) -> None:
     """NOT_SERVING until model and index are ready."""
     await live.wait()
     await health.set(("", FEED), serving=True)
 
 
-async def _drain(server: grpc.aio.Server, health: Health, drain: Drain, settings: Settings) -> None:
+async def _drain(server: Listeners, health: Health, drain: Drain, settings: Settings) -> None:
     """Lets running calls end, and makes the rest end in a way that clients repeat."""
     await health.stop()
     await asyncio.sleep(settings.drain_delay_s)
     drain.end_watches()
     late = asyncio.get_running_loop().call_later(settings.drain_s, drain.end_all)
-    # Takes no connection any more, and tells clients to go elsewhere with their next call.
     await server.stop(settings.drain_s + _ENDING_S)
     late.cancel()
 

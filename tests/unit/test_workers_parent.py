@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from keek_server.errors import SetupError
-from keek_server.workers.port import reserved_port
+from keek_server.port import reserved_port
 
 LOADED = """
 import sys

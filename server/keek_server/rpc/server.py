@@ -25,6 +25,7 @@ from keek_server.rpc.drain import Drain
 from keek_server.rpc.feed import FeedServicer
 from keek_server.rpc.guard import GuardInterceptor
 from keek_server.rpc.interactions import InteractionServicer
+from keek_server.rpc.listeners import Listeners
 from keek_server.rpc.reflection import add_reflection
 from keek_server.rpc.releases import ReleaseServicer
 from keek_server.rpc.rules import RuleChecker
@@ -49,6 +50,8 @@ _OPTIONS = (
     # Clients keep idle connections alive every 30 s at most.
     ("grpc.http2.min_ping_interval_without_data_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # The port is held for this server (`reserved_port`): nobody else gets a part of its calls.
+    ("grpc.so_reuseport", 1),
 )
 
 
@@ -81,23 +84,26 @@ def build_server(
     drain: Drain,
     door: Door,
     *,
-    shares_port: bool,
-) -> grpc.aio.Server:
+    listeners: int,
+) -> Listeners:
     """A server with all services, not yet bound nor started.
 
     Args:
-        shares_port: Whether other servers may listen on the same port.
+        listeners: How many calls it takes up in a turn of the event loop.
     """
-    # Unless they are meant to, two servers on one port would split the calls between them without a word.
-    options = (*_OPTIONS, ("grpc.so_reuseport", int(shares_port)))
     guard = GuardInterceptor(RuleChecker(), authority, drain, door)
-    server = grpc.aio.server(interceptors=(guard,), options=options)
-    feed_service_pb2_grpc.add_FeedServiceServicer_to_server(feed, server)
-    interaction_service_pb2_grpc.add_InteractionServiceServicer_to_server(interactions, server)
-    video_service_pb2_grpc.add_VideoServiceServicer_to_server(videos, server)
-    search_service_pb2_grpc.add_SearchServiceServicer_to_server(search, server)
-    trending_service_pb2_grpc.add_TrendingServiceServicer_to_server(trending, server)
-    release_service_pb2_grpc.add_ReleaseServiceServicer_to_server(releases, server)
-    health_pb2_grpc.add_HealthServicer_to_server(health_.servicer, server)
-    add_reflection(server, (*SERVICES, health.SERVICE_NAME))
-    return server
+
+    def add_services(server: grpc.aio.Server) -> grpc.aio.Server:
+        feed_service_pb2_grpc.add_FeedServiceServicer_to_server(feed, server)
+        interaction_service_pb2_grpc.add_InteractionServiceServicer_to_server(interactions, server)
+        video_service_pb2_grpc.add_VideoServiceServicer_to_server(videos, server)
+        search_service_pb2_grpc.add_SearchServiceServicer_to_server(search, server)
+        trending_service_pb2_grpc.add_TrendingServiceServicer_to_server(trending, server)
+        release_service_pb2_grpc.add_ReleaseServiceServicer_to_server(releases, server)
+        health_pb2_grpc.add_HealthServicer_to_server(health_.servicer, server)
+        add_reflection(server, (*SERVICES, health.SERVICE_NAME))
+        return server
+
+    return Listeners(
+        [add_services(grpc.aio.server(interceptors=(guard,), options=_OPTIONS)) for _ in range(listeners)]
+    )

@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from typing import Any, Final
 
 from keek_server.errors import SetupError
+from keek_server.port import reserved_port
 from keek_server.settings import Settings
 from keek_server.workers.metrics import VARIABLE, WorkerMetrics, worker_metrics
-from keek_server.workers.port import reserved_port
 from keek_server.workers.process import Worker
 
 logger = logging.getLogger(__name__)
