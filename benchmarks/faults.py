@@ -4,8 +4,8 @@ A small release, really trained, one server with its default settings on Postgre
 dependency. Feeds are asked for at a quarter of what eight callers get, each within half a second, with likes
 beside them, so that users' vectors do not hold for long. Each dependency, and then all of them at once, is
 killed (over and over), stopped by SIGSTOP, and cut off, for ten seconds each; the next one follows when feeds
-have been whole again for a second. Before each of the four, nothing fails for as long: **where feeds are slow, or
-fail, already then, others use the machine**, and all other figures are in doubt.
+have been whole again for a second. Before each of the four, nothing fails for as long: **where feeds are slow
+or fail already then, others use the machine**, and all other figures are in doubt.
 
 A good feed came within its deadline, is not empty, and shows no video twice. The goal: 99.9 % of them, none
 empty, and no interaction that was acknowledged and is not in the log.
