@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-import onnxruntime
 from tqdm import tqdm
 
 from keek_server.errors import SetupError
@@ -20,6 +19,7 @@ from keek_training.config import TrainConfig
 from keek_training.contract_check import check_contract
 from keek_training.golden import golden_users, golden_videos
 from keek_training.runs import Run
+from keek_training.sessions import open_session
 from keek_training.towers import UserTower, VideoTower
 from keek_training.weights import load_weights
 
@@ -104,14 +104,8 @@ def _state_shapes(model: onnx.ModelProto, contract: TowerContract) -> None:
                 dimensions.dim.add(dim_value=size)
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
 def _difference(path: Path, contract: TowerContract, inputs: Tensors, expected: Float32Array) -> float:
-    (found,) = _session(path).run([contract.output.name], inputs)
+    (found,) = open_session(path, 1).run([contract.output.name], inputs)
     difference = float(np.max(np.abs(np.asarray(found) - expected)))
     # Written so that NaN is refused as well.
     if not difference <= PARITY_BOUND:
@@ -132,7 +126,7 @@ def _describe(path: Path, difference: float) -> dict[str, Any]:
 
 def _ms_per_user(path: Path, history_length: int) -> float:
     """Median time of one user with a full history, on one thread."""
-    session = _session(path)
+    session = open_session(path, 1)
     inputs = {name: values[2:3] for name, values in golden_users(history_length).items()}
     times = []
     for _ in range(_TIMED_RUNS):

@@ -5,7 +5,7 @@ Nothing here encodes a feature: that is `keek_server.towers.features`, as in ser
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -85,8 +85,21 @@ def sequences_of(
     when it is the first of its user and video (what was seen is never recommended again) and
     its kind has a weight; it weighs as the strongest of the user's interactions with the video.
     """
-    rows = dataset.interactions
-    videos = _catalogue_rows(rows["video_id"], catalogue.video_ids)
+    sequences = user_sequences(dataset.interactions, catalogue.video_ids)
+    users = np.repeat(np.arange(len(sequences.user_ids)), np.diff(sequences.offsets))
+    pairs = users * len(catalogue) + sequences.videos
+    return replace(sequences, weights=_target_weights(pairs, sequences.kinds, kind_weights))
+
+
+def user_sequences(interactions: pa.Table, catalogue_ids: pa.StringArray) -> Sequences:
+    """Every user's interactions with videos of the catalogue, none of them a target.
+
+    Args:
+        interactions: INTERACTION_SCHEMA, maybe with IS_NEW.
+        catalogue_ids: The catalogue's videos, by row.
+    """
+    rows = interactions
+    videos = catalogue_rows(rows["video_id"], catalogue_ids)
     known = videos >= 0
     if not known.all():
         log.info("%d interactions name videos that are not in the catalogue; left out", (~known).sum())
@@ -95,21 +108,20 @@ def sequences_of(
     users, times_us = encoded.indices.to_numpy().astype(np.int64), rows["event_time_us"].to_numpy()
     order = np.lexsort((times_us, users))
     users, videos = users[order], videos[order]
-    kinds = rows["kind"].to_numpy()[order].astype(np.int32)
     user_ids = encoded.dictionary.to_pylist()
     return Sequences(
         user_ids=user_ids,
         users=hash_ids(user_ids),
         offsets=np.searchsorted(users, np.arange(len(user_ids) + 1)),
         videos=videos,
-        kinds=kinds,
+        kinds=rows["kind"].to_numpy()[order].astype(np.int32),
         times_us=times_us[order],
-        weights=_target_weights(users * len(catalogue) + videos, kinds, kind_weights),
+        weights=np.zeros(len(videos), np.float32),
         is_new=rows[IS_NEW].to_numpy()[order] if IS_NEW in rows.column_names else None,
     )
 
 
-def _catalogue_rows(video_ids: pa.ChunkedArray, catalogue_ids: pa.StringArray) -> Int32Array:
+def catalogue_rows(video_ids: pa.ChunkedArray, catalogue_ids: pa.StringArray) -> Int32Array:
     """Rows in the catalogue, -1 where it lacks the video."""
     rows: Any = pc.fill_null(pc.index_in(video_ids, value_set=catalogue_ids), -1)
     found: Int32Array = rows.to_numpy()

@@ -21,8 +21,9 @@ from keek_training.clip.encoders import ImageEncoder, TextEncoder, is_causal
 from keek_training.clip.files import ClipExport
 from keek_training.clip.golden import golden_pictures, golden_texts
 from keek_training.clip.model import LoadedClip
-from keek_training.clip.parity import difference, ms_per_row, open_session
+from keek_training.clip.parity import difference, ms_per_row
 from keek_training.clip.tokenizer import PAD_TOKEN, compare_tokenizers, convert_tokenizer
+from keek_training.sessions import open_session
 
 BATCHES: Final = (1, 2, 5)
 """Sizes of the batches that torch and ONNX are compared on."""

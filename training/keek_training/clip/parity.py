@@ -8,23 +8,16 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 
 from keek_server.errors import SetupError
 from keek_server.towers.contract import TowerContract
 from keek_server.towers.features import Float32Array
+from keek_training.sessions import open_session
 
 PARITY_BOUND: Final = 1e-4
 """Largest difference between torch and ONNX, in any element of any golden vector."""
 
 _TIMED_RUNS: Final = 7
-
-
-def open_session(path: Path, threads: int) -> Any:
-    """The model in ONNX Runtime, on so many cores."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def difference(

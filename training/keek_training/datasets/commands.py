@@ -35,7 +35,7 @@ def _add_import(subparsers: Subparsers) -> None:
         "spec",
         nargs="?",
         metavar="SPEC",
-        help="kuairand:DIR, movielens:DIR, prototype:DIR, table:DIR, or synth[:key=value,...]",
+        help="kuairand:DIR, movielens:DIR, tiktok:DIR, prototype:DIR, table:DIR, or synth[:key=value,...]",
     )
     source.add_argument(
         "--interactions",

@@ -4,19 +4,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from keek_server.errors import SetupError
-from keek_training.datasets import kuairand, movielens, prototype, table
+from keek_training.datasets import kuairand, movielens, prototype, table, tiktok
 from keek_training.datasets.dataset import Dataset
 from keek_training.datasets.synth import parse_config, synthesise
 
-FORMATS = ("kuairand", "movielens", "prototype", "table", "synth")
+FORMATS = ("kuairand", "movielens", "tiktok", "prototype", "table", "synth")
 
 
 def open_dataset(spec: str, *, columns: Mapping[str, str] | None = None, part: str | None = None) -> Dataset:
     """Reads, or generates, the data set that `spec` names.
 
     Args:
-        spec: `kuairand:DIR`, `movielens:DIR`, `prototype:DIR`, `table:DIR`, `synth` or
-            `synth:key=value,...`.
+        spec: `kuairand:DIR`, `movielens:DIR`, `tiktok:DIR`, `prototype:DIR`, `table:DIR`,
+            `synth` or `synth:key=value,...`.
         columns: For `table`: from Keek's names of columns to the files' own.
         part: For `kuairand`: `train`, which is the default, or `all`.
 
@@ -39,6 +39,8 @@ def open_dataset(spec: str, *, columns: Mapping[str, str] | None = None, part: s
             return kuairand.read(path, part or "train")
         case "movielens":
             return movielens.read(path)
+        case "tiktok":
+            return tiktok.read(path)
         case "prototype":
             return prototype.read(path)
         case _:

@@ -76,6 +76,8 @@ async def load_dataset(
     database: Database,
     reads: Callable[[str], bool] = lambda _: True,
     interactions: pa.Table | None = None,
+    *,
+    last_seq: int | None = None,
 ) -> Dataset:
     """All videos and interactions that are stored.
 
@@ -83,12 +85,15 @@ async def load_dataset(
         database: Opened by the caller.
         reads: Of which CLIP (`clip_model`) the clip vectors are taken; others count as none.
         interactions: Those that are taken, instead of all.
+        last_seq: Of the log: nothing behind it is taken; all by default.
 
     Raises:
         UnavailableError: When the database is down or late.
     """
     if interactions is None:
-        pages = [page async for page in _pages(database, interactions_table.c.seq, INTERACTION_SCHEMA)]
+        key = interactions_table.c.seq
+        until = [] if last_seq is None else [key <= last_seq]
+        pages = [page async for page in _pages(database, key, INTERACTION_SCHEMA, *until)]
         interactions = pa.concat_tables([INTERACTION_SCHEMA.empty_table(), *pages])
     dataset = assemble("sql", await load_videos(database), interactions)
     return replace(dataset, clip_vectors=await _load_clip_vectors(database, dataset.videos, reads))

@@ -1,6 +1,5 @@
 """The report of a release's gates: as text, and as one HTML page that needs nothing else."""
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -10,21 +9,9 @@ from keek_server.releases.manifest import GateResult
 from keek_training.gates.evidence import Evidence
 from keek_training.gates.report_plots import plots
 from keek_training.gates.verdict import describe, failures, number
+from keek_training.pages import figure, page
 
 TEXT_FILE, HTML_FILE = "report.txt", "report.html"
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2430; max-width: 62rem; margin: 2rem auto }
-table { border-collapse: collapse; width: 100%; font-size: 14px }
-th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #d9dee5; vertical-align: top }
-td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
-td.detail { overflow-wrap: anywhere }
-tr.failed td { background: #fdecea }
-.passed b { color: #2a7f4f } .failed b { color: #c0392b }
-figure { margin: 2rem 0 } img { max-width: 100% } figcaption { font-weight: 600 }
-"""
-# Even a page that something slipped into can load nothing and run nothing.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +65,9 @@ def write_report(
     """
     report = _Report(release_id, source, results, live_id, forced_reason)
     (folder / TEXT_FILE).write_text(_text(report), "utf-8")
-    page = folder / HTML_FILE
-    page.write_text(_html(report, plots(results, evidence or Evidence())), "utf-8")
-    return page
+    path = folder / HTML_FILE
+    path.write_text(_html(report, plots(results, evidence or Evidence())), "utf-8")
+    return path
 
 
 def _text(report: _Report) -> str:
@@ -101,15 +88,13 @@ def _html(report: _Report, images: dict[str, bytes]) -> str:
     title = f"release {report.release_id}"
     state = "failed" if failures(report.results) else "passed"
     facts = "".join(f"<tr><th>{escape(n)}</th><td>{escape(v)}</td></tr>" for n, v in report.facts.items())
-    figures = "".join(_figure(name, image) for name, image in images.items())
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>\n"
-        f'<h1>{escape(title)}</h1>\n<p class="{state}"><b>{escape(report.verdict)}</b></p>\n'
+    figures = "".join(figure(name, image) for name, image in images.items())
+    return page(
+        title,
+        f'<p class="{state}"><b>{escape(report.verdict)}</b></p>\n'
         f"<table>{facts}</table>\n<h2>Gates</h2>\n"
         "<table><tr><th>gate</th><th>value</th><th>asked for</th><th></th><th>what was measured</th></tr>\n"
-        f"{''.join(map(_row, report.results))}</table>\n{figures}</body></html>\n"
+        f"{''.join(map(_row, report.results))}</table>\n{figures}",
     )
 
 
@@ -120,12 +105,4 @@ def _row(result: GateResult) -> str:
         f'<tr class="{state}"><td>{escape(result.name)}</td><td class="number">{value}</td>'
         f'<td class="number">{escape(result.comparison)} {number(result.bound)}</td>'
         f'<td><b>{_word(result)}</b></td><td class="detail">{escape(result.detail)}</td></tr>\n'
-    )
-
-
-def _figure(title: str, image: bytes) -> str:
-    encoded = base64.b64encode(image).decode()
-    return (
-        f"<figure><figcaption>{escape(title)}</figcaption>"
-        f'<img alt="{escape(title)}" src="data:image/png;base64,{encoded}"></figure>\n'
     )

@@ -1,15 +1,14 @@
 """The plots of a release's report, as PNGs."""
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from keek_server.releases.manifest import GateResult
 from keek_training.gates.evidence import Evidence, FloatArray
 from keek_training.gates.verdict import number
+from keek_training.pages import png
 
 _PASSED, _FAILED = "#2a7f4f", "#c0392b"
 _NEW, _LIVE = "#2563a8", "#9aa5b1"
@@ -23,31 +22,19 @@ def plots(results: Sequence[GateResult], evidence: Evidence) -> dict[str, bytes]
     drawn: dict[str, bytes] = {}
     if barred := [result for result in results if result.value is not None and result.bound]:
         height = 0.9 + 0.3 * len(barred)
-        drawn["values over their bounds"] = _png(lambda axes: _bars(axes, barred), height)
+        drawn["values over their bounds"] = png(lambda axes: _bars(axes, barred), height)
     norms = {"videos": evidence.video_norms, "sampled users": evidence.user_norms}
     if shown := {name: own[np.isfinite(own)] for name, own in norms.items() if np.isfinite(own).any()}:
-        drawn["L2 norms of vectors"] = _png(lambda axes: _histogram(axes, shown, "L2 norm"))
+        drawn["L2 norms of vectors"] = png(lambda axes: _histogram(axes, shown, "L2 norm"))
     if len(evidence.overlaps):
-        drawn["share of the live feed that a user gets again"] = _png(
+        drawn["share of the live feed that a user gets again"] = png(
             lambda axes: _histogram(axes, {"users": evidence.overlaps}, "share", limits=(0, 1))
         )
     if len(evidence.ranks):
-        drawn["held-out videos found among the first k"] = _png(lambda axes: _recall(axes, evidence))
+        drawn["held-out videos found among the first k"] = png(lambda axes: _recall(axes, evidence))
     if evidence.latencies_ms:
-        drawn["latency in Triton, one row a call"] = _png(lambda axes: _boxes(axes, evidence.latencies_ms))
+        drawn["latency in Triton, one row a call"] = png(lambda axes: _boxes(axes, evidence.latencies_ms))
     return drawn
-
-
-def _png(draw: Callable[[Axes], None], height: float = 3.2) -> bytes:
-    # No pyplot: its figures are the whole process's, and this may run in any thread.
-    figure = Figure(figsize=(8, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.grid(alpha=0.25)
-    axes.set_axisbelow(True)
-    draw(axes)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
-    return buffer.getvalue()
 
 
 def _bars(axes: Axes, results: Sequence[GateResult]) -> None:
