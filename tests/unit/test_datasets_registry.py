@@ -40,7 +40,7 @@ def test_synthetic_data_is_made_in_memory() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("kuairnd:/data", "no data set format 'kuairnd'; a data set is FORMAT:PATH with kuairand, movielens, tiktok"),
+        ("kuairnd:/data", "no data set format 'kuairnd'; a data set is FORMAT:PATH with kuairand, movielens"),
         ("", "no data set format ''"),
         ("movielens", "movielens needs a folder: movielens:PATH"),
         ("movielens:/no/such/folder", "/no/such/folder is no folder"),
