@@ -14,6 +14,7 @@ from keek_server.settings import Settings
 from keek_server.storage.database import open_database
 from keek_training import commands
 from keek_training.datasets import commands as data_commands
+from keek_training.evaluation import commands as evaluation_commands
 from keek_training.hourly import commands as hourly_commands
 
 
@@ -36,11 +37,12 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
     "export": commands.run_export,
     "export-clip": commands.run_export_clip,
     "publish": commands.run_publish,
+    "evaluate": evaluation_commands.run_evaluate,
     "hourly": hourly_commands.run_hourly,
     "demo": commands.run_demo,
 }
 
-_IN_THE_BACKGROUND = {"train", "export", "export-clip", "publish", "hourly"}
+_IN_THE_BACKGROUND = {"train", "export", "export-clip", "publish", "evaluate", "hourly"}
 _NICENESS = 10
 
 
@@ -50,6 +52,7 @@ def main() -> None:
     subparsers = parser.add_subparsers(dest="command", required=True)
     data_commands.add_arguments(subparsers)
     commands.add_arguments(subparsers)
+    evaluation_commands.add_arguments(subparsers)
     hourly_commands.add_arguments(subparsers)
     arguments = parser.parse_args()
     log_to_stderr()

@@ -85,6 +85,7 @@ def run_train(arguments: argparse.Namespace, settings: Settings) -> int:
     from keek_training.config import TrainConfig
     from keek_training.fine_tuning import fine_tuning_config
     from keek_training.hourly.reading import LogData, read_all
+    from keek_training.run_data import DATA_SPEC, absolute_spec
     from keek_training.train_run import train_run
 
     given = {name: getattr(arguments, name) for name in ("epochs", "seed") if getattr(arguments, name)}
@@ -99,7 +100,7 @@ def run_train(arguments: argparse.Namespace, settings: Settings) -> int:
         config = fine_tuning_config(base, config)
     config = TrainConfig.of((config or TrainConfig()).model_dump() | given, "the options")
     if arguments.data:
-        data = LogData(open_dataset(arguments.data), {})
+        data = LogData(open_dataset(arguments.data), {DATA_SPEC: absolute_spec(arguments.data)})
     elif base is None:
         data = asyncio.run(read_all(settings))
     else:

@@ -1,0 +1,55 @@
+"""What a run was trained on, read again."""
+
+import asyncio
+from pathlib import Path
+from typing import Final
+
+from keek_server.errors import SetupError
+from keek_server.releases.release import clip_is_read
+from keek_server.settings import Settings
+from keek_server.storage.database import open_database
+from keek_training.datasets.dataset import Dataset
+from keek_training.datasets.registry import open_dataset
+from keek_training.datasets.store import load_dataset
+from keek_training.hourly.state import LogRange
+from keek_training.runs import Run
+
+DATA_SPEC: Final = "data_spec"
+"""In a run's metrics: the data set that it was trained on, where that was not the log."""
+
+
+def absolute_spec(spec: str) -> str:
+    """The same data set, named from anywhere."""
+    name, separator, argument = spec.partition(":")
+    if not argument or name == "synth":
+        return spec
+    return f"{name}{separator}{Path(argument).expanduser().resolve()}"
+
+
+def read_training_data(run: Run, spec: str | None, settings: Settings) -> Dataset:
+    """The data set of a run; of one from the log, everything up to the row that it had read.
+
+    Args:
+        run: A trained one.
+        spec: Another place of its data set.
+        settings: Name the database.
+
+    Raises:
+        SetupError: When the run is not trained, or does not say, or its data is not there any more.
+        UnavailableError: When the database is down or late.
+    """
+    metrics = run.read_metrics()
+    spec = spec or metrics.get(DATA_SPEC)
+    if spec is not None:
+        return open_dataset(spec)
+    if "log" not in metrics:
+        raise SetupError(f"run {run.name!r} does not say what it was trained on: name it by --data")
+    log = LogRange.model_validate(metrics["log"])
+    return asyncio.run(_read_log(log, metrics.get("clip_model", ""), settings))
+
+
+async def _read_log(log: LogRange, own_clip: str, settings: Settings) -> Dataset:
+    async with open_database(settings) as database:
+        return await load_dataset(
+            database, lambda clip_model: clip_is_read(clip_model, own_clip), last_seq=log.last_seq
+        )
