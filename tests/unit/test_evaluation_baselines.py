@@ -88,13 +88,21 @@ def test_trending_halves_with_age() -> None:
 def test_item_knn_is_the_shrunk_cosine_of_the_nearest() -> None:
     users = [[0, 1], [0, 1], [0, 2], [3]]
     training = _training(users, 4)
-    (scores,) = ItemKnn().fit(training, {"neighbours": 1000, "shrink": 2})(_one([0]))
+    (scores,) = ItemKnn().fit(training, {"neighbours": 1000, "shrink": 2, "user_power": 0})(_one([0]))
     assert scores == pytest.approx([0, 2 / (np.sqrt(3 * 2) + 2), 1 / (np.sqrt(3) + 2), 0])
     # Of the two neighbours of video 0 the nearer alone is asked for it, of video 2 there is but one.
-    (scores,) = ItemKnn().fit(training, {"neighbours": 1, "shrink": 2})(_one([2]))
+    (scores,) = ItemKnn().fit(training, {"neighbours": 1, "shrink": 2, "user_power": 0})(_one([2]))
     assert scores == pytest.approx([0, 0, 0, 0])
-    (scores,) = ItemKnn().fit(training, {"neighbours": 1, "shrink": 2})(_one([0]))
+    (scores,) = ItemKnn().fit(training, {"neighbours": 1, "shrink": 2, "user_power": 0})(_one([0]))
     assert scores == pytest.approx([0, 2 / (np.sqrt(3 * 2) + 2), 1 / (np.sqrt(3) + 2), 0])
+
+
+def test_item_knn_may_count_users_of_many_videos_less() -> None:
+    training = _training([[0, 1], [0, 1, 2, 3]], 4)
+    score = ItemKnn().fit(training, {"neighbours": 1000, "shrink": 0, "user_power": 1})
+    assert score(_one([0]))[0] == pytest.approx(
+        [0, 1, 1 / 4 / np.sqrt(3 / 4 * 1 / 4), 1 / 4 / np.sqrt(3 / 16)]
+    )
 
 
 def test_ease_is_the_closed_form() -> None:

@@ -14,20 +14,22 @@ from keek_training.features import Float32Array
 
 
 class ItemKnn:
-    """Cosine similarity, shrunk where few users say anything, of the nearest neighbours alone (Sarwar et al.,
-    "Item-based collaborative filtering recommendation algorithms", 2001; shrinkage as in Ferrari Dacrema et
-    al., "Are We Really Making Much Progress?", 2019)."""
+    """Cosine similarity, of the nearest neighbours alone (Sarwar et al., "Item-based collaborative filtering
+    recommendation algorithms", 2001), shrunk where few users say anything (Ferrari Dacrema et al., "Are We Really
+    Making Much Progress?", 2019), or with users of many videos counting less for each (Deshpande and Karypis,
+    "Item-based top-N recommendation algorithms", 2004)."""
 
     name = "itemknn"
     grid: Sequence[Parameters] = tuple(
-        {"neighbours": neighbours, "shrink": shrink}
-        for neighbours, shrink in product((50, 200, 1000), (0, 20, 100))
+        {"neighbours": neighbours, "shrink": shrink, "user_power": power}
+        for neighbours, (shrink, power) in product((50, 200, 1000), ((0, 0), (20, 0), (100, 0), (0, 1)))
     )
     most_videos: Final = 20_000
 
     def fit(self, training: Training, parameters: Parameters) -> Score:
         """See `Baseline`."""
-        nearest = _nearest(gram(training), int(parameters["neighbours"]), parameters["shrink"])
+        shared = gram(training, parameters["user_power"])
+        nearest = _nearest(shared, int(parameters["neighbours"]), parameters["shrink"])
         return lambda histories: np.asarray((histories.matrix() @ nearest).todense(), np.float32)
 
 
