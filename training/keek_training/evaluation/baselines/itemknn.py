@@ -15,9 +15,9 @@ from keek_training.features import Float32Array
 
 class ItemKnn:
     """Cosine similarity, of the nearest neighbours alone (Sarwar et al., "Item-based collaborative filtering
-    recommendation algorithms", 2001), shrunk where few users say anything (Ferrari Dacrema et al., "Are We Really
-    Making Much Progress?", 2019), or with users of many videos counting less for each (Deshpande and Karypis,
-    "Item-based top-N recommendation algorithms", 2004)."""
+    recommendation algorithms", 2001), shrunk where few users say anything (Ferrari Dacrema et al., "Are We
+    Really Making Much Progress?", 2019), or with users of many videos counting less for each (Deshpande and
+    Karypis, "Item-based top-N recommendation algorithms", 2004)."""
 
     name = "itemknn"
     grid: Sequence[Parameters] = tuple(
