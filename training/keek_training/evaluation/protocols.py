@@ -81,7 +81,7 @@ PROTOCOLS: Final[Mapping[str, Callable[[Path], Protocol]]] = {
 def some_users(protocol: Protocol, count: int) -> Protocol:
     """The same with the first users of the targets, and what they did, alone: to try things out.
 
-    Users and videos stay new where they are new in the whole.
+    Users are new where they are new in the whole; more videos are.
     """
     own = protocol.split
     chosen = pc.unique(own.targets.user_ids)[:count]
