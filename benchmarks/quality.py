@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from benchmarks.servers import RESULTS, report
+from keek_server.console import log_to_stderr
 from keek_server.errors import KeekError
 from keek_server.settings import Settings
 from keek_server.towers.features import Float32Array, Tensors
@@ -57,6 +58,7 @@ def main() -> None:
     parser.add_argument("--baselines-only", action="store_true", help="trains no model")
     parser.add_argument("--quick", action="store_true", help="few users, one pass, the first of each grid")
     arguments = parser.parse_args()
+    log_to_stderr()
     folder = arguments.folder or _folder(arguments.data, parser)
     try:
         _run(arguments, folder)
@@ -175,7 +177,7 @@ def _write(
     name += ("-baselines" if arguments.baselines_only else "") + ("-quick" if arguments.quick else "")
     RESULTS.mkdir(exist_ok=True)
     facts = {"data": arguments.data, "split": split, "seed": arguments.seed}
-    images = write_report(evaluation, f"quality on {arguments.data}", facts, RESULTS / f"{name}.html")
+    images = write_report(evaluation, whole, f"quality on {arguments.data}", facts, RESULTS / f"{name}.html")
     for plot, image in zip(_PLOTS, images.values(), strict=True):
         (RESULTS / f"{name}-{plot}.png").write_bytes(image)
     report(name, result)

@@ -78,7 +78,7 @@ def run_evaluate(arguments: argparse.Namespace, settings: Settings) -> int:
     facts = {"run": run.name, "data": training.name, "seed": arguments.seed}
     result = facts | evaluation.as_dict()
     if arguments.report:
-        write_report(evaluation, f"evaluation of {run.name}", facts, arguments.report)
+        write_report(evaluation, result, f"evaluation of {run.name}", facts, arguments.report)
     print(json.dumps(result) if arguments.json else _text(result, list(evaluation.rankings)))
     return 1 if problems else 0
 

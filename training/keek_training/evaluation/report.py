@@ -40,12 +40,13 @@ _FACTS: Final = (
 
 
 def write_report(
-    evaluation: Evaluation, title: str, facts: Mapping[str, Any], path: Path
+    evaluation: Evaluation, result: Mapping[str, Any], title: str, facts: Mapping[str, Any], path: Path
 ) -> dict[str, bytes]:
     """Writes the page.
 
     Args:
         evaluation: What was measured.
+        result: `Evaluation.as_dict` of it.
         title: Of the page.
         facts: What stands above the figures beside what the evaluation knows itself.
         path: Where to; its folder exists.
@@ -53,7 +54,6 @@ def write_report(
     Returns:
         The plots on it, PNGs by title.
     """
-    result = evaluation.as_dict()
     shown = dict(facts) | {name.replace("_", " "): f"{result[name]:,}" for name in _FACTS}
     images = plots(evaluation)
     body = [
