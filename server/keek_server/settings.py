@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     listeners: Annotated[int, Field(ge=1, le=32)] = 4
     """How many calls a server takes up in a turn of its event loop: with one, as gRPC has it, those of a
     burst wait for a turn each. Connections are spread over them; what comes over a single one has one."""
-    concurrency_limit_min: Annotated[int, Field(ge=2)] = 32
+    concurrency_limit_min: Annotated[int, Field(ge=2)] = 64
     """Feeds and searches that may be under way on a server at the same time, however slow they have become.
     Searches are refused at half of the limit already. Less keeps latencies lower in an overload, and refuses
     some calls when the machine pauses."""
