@@ -97,6 +97,7 @@ async def world(
                 "index_exact_below": 50,
                 "milvus_url": url,
                 "milvus_deadline_s": 1.0,
+                "reuse_user_vectors": False,  # every feed asks Milvus
                 "releases_kept": 2,
                 "release_poll_s": 0.2,
                 "heartbeat_s": 0.2,
