@@ -45,16 +45,16 @@ class Ials:
         except ImportError as error:
             raise SetupError(f"the baseline ials needs the extra keek[training] ({error})") from error
 
-        model = AlternatingLeastSquares(
-            factors=_FACTORS,
-            iterations=_ITERATIONS,
-            alpha=parameters["alpha"],
-            regularization=parameters["regularization"],
-            num_threads=1,
-            random_state=_SEED,
-        )
-        # Its own threads and those of BLAS would get in each other's way, of which it warns.
+        # Its own threads and those of BLAS would get in each other's way, of which it warns when it is made.
         with threadpool_limits(1, "blas"):
+            model = AlternatingLeastSquares(
+                factors=_FACTORS,
+                iterations=_ITERATIONS,
+                alpha=parameters["alpha"],
+                regularization=parameters["regularization"],
+                num_threads=1,
+                random_state=_SEED,
+            )
             model.fit(training.histories.matrix(), show_progress=False)
 
         def score(histories: Histories) -> Float32Array:
