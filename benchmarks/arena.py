@@ -12,6 +12,7 @@ from typing import Any
 import keek
 import keek.aio
 from benchmarks.server_process import ServerProcess
+from benchmarks.steady_load import cancel
 from keek_server.embedded import EmbeddedStack
 from keek_server.embedded.postgres import EmbeddedPostgres, running_postgres
 from keek_server.embedded.processes import SupervisedProcess
@@ -75,7 +76,7 @@ async def open_arena(database: str, *, server_count: int, **changes: Any) -> Asy
         ]
         for server in servers:
             running = asyncio.create_task(server.run(), name=server.name)
-            resources.push_async_callback(_cancel, running)
+            resources.push_async_callback(cancel, running)
         assert stack.redis is not None
         videos = [f"v{i}" for i in range(_VIDEOS)]
         arena = Arena(settings, servers, stack.redis, postgres, videos)
@@ -114,10 +115,3 @@ async def _import(arena: Arena) -> None:
                     if time.monotonic() > deadline:
                         raise TimeoutError(f"{error}\n{arena.log_tails()}") from error
                     await asyncio.sleep(0.2)
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
-    if not task.cancelled():
-        task.result()

@@ -1,18 +1,18 @@
 """Feeds at a steady rate, with some interactions beside them, and what became of each."""
 
-import asyncio
 import random
 import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import keek
 import keek.aio
+from benchmarks.steady_load import SteadyLoad
 from keek.v1.feed_service_pb2 import Degradation, ListFeedResponse
 
 PAGE_SIZE: Final = 10
@@ -59,8 +59,8 @@ class Tally:
         return [feed for feed in self.feeds if start_s <= feed.sent_s < end_s]
 
 
-class FaultLoad:
-    """Calls whether those before have been answered or not, and makes none twice."""
+class FaultLoad(SteadyLoad):
+    """Feeds, and interactions beside them."""
 
     def __init__(
         self, address: str, video_ids: Sequence[str], said: Sequence[str], *, per_s: float, deadline_s: float
@@ -73,48 +73,28 @@ class FaultLoad:
             per_s: Feeds a second; an interaction for every five of them.
             deadline_s: Of a feed.
         """
-        self._address = address
+        super().__init__([address] * _CONNECTIONS, per_s=per_s)
         self._video_ids = video_ids
         self._said = said
-        self._every_s = 1.0 / per_s
         self._deadline_s = deadline_s
         self._chance = random.Random(5)
-        self._calls: set[asyncio.Task[None]] = set()
         self.tally = Tally()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Tally]:
         """Calls until the block ends, and then waits for what is under way."""
-        clients = [keek.aio.Client(self._address, retry=None) for _ in range(_CONNECTIONS)]
-        load = asyncio.create_task(self._run(clients))
-        try:
+        async with self.calling():
             yield self.tally
-        finally:
-            load.cancel()
-            await asyncio.wait([load])
-            await asyncio.gather(*self._calls)
-            for client in clients:
-                await client.close()
-            if not load.cancelled():
-                load.result()
 
-    async def _run(self, clients: Sequence[keek.aio.Client]) -> None:
-        began, number = time.perf_counter(), 0
-        while True:
-            await asyncio.sleep(max(0.0, began + number * self._every_s - time.perf_counter()))
-            client = clients[number % len(clients)]
-            self._start(self._feed(client, self._user()))
-            if number % _FEEDS_PER_INTERACTION == 0:
-                self._start(self._interaction(client, self._user()))
-            number += 1
+    def turn(self, clients: Sequence[keek.aio.Client], number: int) -> None:
+        """See `SteadyLoad`."""
+        client = clients[number % len(clients)]
+        self.start(self._feed(client, self._user()))
+        if number % _FEEDS_PER_INTERACTION == 0:
+            self.start(self._interaction(client, self._user()))
 
     def _user(self) -> str:
         return f"u{self._chance.randrange(_USERS)}"
-
-    def _start(self, call: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(call)
-        self._calls.add(task)
-        task.add_done_callback(self._calls.discard)
 
     async def _feed(self, client: keek.aio.Client, user_id: str) -> None:
         sent_s = time.perf_counter()

@@ -1,6 +1,5 @@
 """A constant load of feeds, each looked at: is it of one release, and are its scores what they must be?"""
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 import keek
 import keek.aio
 from benchmarks.feed_scores import ExpectedScores
+from benchmarks.steady_load import SteadyLoad
 from keek.v1.feed_service_pb2 import ListFeedResponse, StreamFeedResponse
 
 PAGE_SIZE: Final = 10
@@ -62,8 +62,8 @@ class Tally:
         return [(each.ended - each.started) * 1e3 for each in self.samples if start <= each.started < end]
 
 
-class FeedLoad:
-    """Calls at a steady rate, whether those before have been answered or not."""
+class FeedLoad(SteadyLoad):
+    """ListFeed and StreamFeed, in turn to all servers."""
 
     def __init__(self, addresses: Sequence[str], expected: ExpectedScores, *, calls_per_s: float) -> None:
         """
@@ -72,43 +72,24 @@ class FeedLoad:
             expected: The users that ask, and their scores.
             calls_per_s: Three of four are a ListFeed, one a StreamFeed of three pages.
         """
-        self._addresses = addresses
+        super().__init__(addresses, per_s=calls_per_s)
         self._expected = expected
-        self._every_s = 1.0 / calls_per_s
-        self._calls: set[asyncio.Task[None]] = set()
         self.tally = Tally()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Tally]:
         """Calls until the block ends, and then waits for what is under way."""
-        # Without retries: a call that fails has failed.
-        clients = [keek.aio.Client(address, retry=None) for address in self._addresses]
-        load = asyncio.create_task(self._run(clients))
-        try:
+        async with self.calling():
             yield self.tally
-        finally:
-            load.cancel()
-            await asyncio.wait([load])
-            await asyncio.gather(*self._calls)
-            for client in clients:
-                await client.close()
-            if not load.cancelled():
-                load.result()
 
-    async def _run(self, clients: Sequence[keek.aio.Client]) -> None:
-        began, number = time.perf_counter(), 0
+    def turn(self, clients: Sequence[keek.aio.Client], number: int) -> None:
+        """See `SteadyLoad`."""
+        # Servers, users and kinds of calls meet in all combinations.
+        turn, kind = divmod(number, _STREAM_EVERY)
+        client = clients[(number + turn) % len(clients)]
         user_ids = self._expected.user_ids
-        while True:
-            await asyncio.sleep(max(0.0, began + number * self._every_s - time.perf_counter()))
-            # Servers, users and kinds of calls meet in all combinations.
-            turn, kind = divmod(number, _STREAM_EVERY)
-            client = clients[(number + turn) % len(clients)]
-            user_id = user_ids[number * 7 % len(user_ids)]
-            call = self._stream(client, user_id) if kind == 0 else self._list(client, user_id)
-            task = asyncio.create_task(call)
-            self._calls.add(task)
-            task.add_done_callback(self._calls.discard)
-            number += 1
+        user_id = user_ids[number * 7 % len(user_ids)]
+        self.start(self._stream(client, user_id) if kind == 0 else self._list(client, user_id))
 
     async def _list(self, client: keek.aio.Client, user_id: str) -> None:
         started = time.perf_counter()

@@ -23,6 +23,7 @@ from benchmarks.bulk_corpus import export_towers
 from benchmarks.feed_users import Events, user_id
 from benchmarks.retrieval_corpus import Built, make
 from benchmarks.server_process import ServerProcess
+from benchmarks.steady_load import cancel
 from keek_server.clock import now_us
 from keek_server.embedded import EmbeddedStack
 from keek_server.releases.manifest import Manifest, TowerVersion
@@ -163,7 +164,7 @@ async def serving(
     server = ServerProcess(name, settings, settings.data_dir / "logs", options)
     async with AsyncExitStack() as resources:
         running = asyncio.create_task(server.run(), name=name)
-        resources.push_async_callback(_cancel, running)
+        resources.push_async_callback(cancel, running)
         await _until(server, lambda: _serves(server), _UP_S)
         yield server
 
@@ -239,10 +240,3 @@ async def _until(server: ServerProcess, holds: Callable[[], Awaitable[bool]], ti
         if time.monotonic() > deadline:
             raise TimeoutError(f"{server.name} is not ready after {timeout_s:g} s:\n{server.log_tail()}")
         await asyncio.sleep(_POLL_S)
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
-    if not task.cancelled():
-        task.result()

@@ -34,10 +34,6 @@ class Proxy:
         self._server = await asyncio.start_server(self._connected, HOST, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
-    async def stop(self) -> None:
-        """Ends all connections."""
-        await self.refuse()
-
     def hold(self) -> None:
         """Takes connections as ever, and lets no byte through, nor the end of a connection: what it has read
         goes on when it passes on again."""
@@ -114,4 +110,4 @@ async def running_proxy(target_port: int) -> AsyncIterator[Proxy]:
     try:
         yield proxy
     finally:
-        await proxy.stop()
+        await proxy.refuse()

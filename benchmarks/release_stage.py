@@ -14,6 +14,7 @@ import keek
 import keek.aio
 from benchmarks.server_process import ServerProcess
 from benchmarks.small_release import publish_small_release
+from benchmarks.steady_load import cancel
 from benchmarks.tower_files import TowerFiles, Towers
 from keek_server.embedded import EmbeddedStack
 from keek_server.embedded.postgres import running_postgres
@@ -90,7 +91,7 @@ async def serving(server: ServerProcess) -> AsyncIterator[None]:
         await _until_serving(server)
         yield
     finally:
-        await _cancel(running)
+        await cancel(running)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,10 +171,3 @@ async def _until_serving(server: ServerProcess) -> None:
                 pass  # not listening yet
             await asyncio.sleep(0.2)
     raise TimeoutError(f"{server.name} does not serve:\n{server.log_tail()}")
-
-
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])
-    if not task.cancelled():
-        task.result()
