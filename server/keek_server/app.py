@@ -282,6 +282,7 @@ async def _drain(server: Listeners, health: Health, drain: Drain, settings: Sett
     await health.stop()
     await asyncio.sleep(settings.drain_delay_s)
     drain.end_watches()
+    await drain.refuse()
     late = asyncio.get_running_loop().call_later(settings.drain_s, drain.end_all)
     await server.stop(settings.drain_s + _ENDING_S)
     late.cancel()

@@ -1,10 +1,10 @@
 """Circuit breakers: what does not answer is not asked by every feed, and is asked again by itself.
 
 A breaker stands before one dependency of feeds. It **opens** after some failures in a row: from then on
-callers are refused at once. Now and then one's call is made all the same, to find out (half open), and the
-first answer closes it. Four things differ from the breakers of libraries:
+callers are refused at once. Now and then a call like theirs is made all the same, to find out (half open):
+the first answer closes it. Four things differ from the breakers of libraries:
 
-- Nobody waits for a call that is made to find out.
+- Nobody waits for a call that is made to find out, and nobody need come by for it.
 - A failure counts when its call began after the one before had failed. One pause of this machine, after which
   all calls that were under way are late at the same time, is one failure.
 - Who is cancelled says nothing, neither good nor bad.
@@ -17,7 +17,7 @@ import logging
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import count
 from typing import Any, Final
 
@@ -25,6 +25,8 @@ from keek_server import metrics
 from keek_server.errors import KeekError, UnavailableError
 
 logger = logging.getLogger(__name__)
+
+Call = Callable[[], Coroutine[Any, Any, object]]
 
 FAILURES: Final = 3
 """In a row, before a breaker opens."""
@@ -54,7 +56,7 @@ class Breaker:
             dependency: The same as a label of metrics, which several may share.
             deadline_s: The longest that a call takes: `asking` does not end it.
             failures: In a row, before it opens.
-            retry_s: How often a call is made while it is open; not before the one before has ended.
+            retry_s: How long after the last one has ended a call is made while it is open.
             clock: Gives seconds.
         """
         self.name = name
@@ -63,14 +65,14 @@ class Breaker:
         """Takes this one out of the gauge: when it closes, or is gone while it is open."""
         self._patience_s = PATIENCE * deadline_s
         self._most = failures
-        self._retry_s = max(retry_s, deadline_s)
+        self._retry_s = retry_s
         self._clock = clock
         self._failures = 0
         self._failed = 0.0
         """When the last failure that counts was seen."""
         self._reason = ""
-        self._next = 0.0
-        """When an open breaker has the next call made."""
+        self.asked: Call | None = None
+        """Of the last one who came while not all was well."""
         self._finding_out: asyncio.Task[None] | None = None
         self._began: dict[int, float] = {}
         """When the calls that are under way began, the oldest first."""
@@ -81,25 +83,23 @@ class Breaker:
         """Whether all callers are refused."""
         return self._failures >= self._most
 
-    def check(self, call: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    def check(self, call: Call) -> None:
         """For whoever is about to ask, or to wait in order to ask.
 
         Args:
-            call: Makes the call, with `asking` in it, to find out whether it would be answered.
+            call: Makes the call, with `asking` in it, to find out whether it would be answered; maybe later,
+                and more than once.
 
         Raises:
             UnavailableError: It would most likely be in vain; says why.
         """
         if not self._began and not self._failures:
             return
-        now = self._clock()
+        self.asked = call
         if self.is_open:
-            if now >= self._next:
-                self._next = now + self._retry_s
-                self._finding_out = asyncio.create_task(_find_out(call()))
             raise UnavailableError(f"{self.name} is left alone: {self._reason}")
         if self._began:
-            waited_s = now - next(iter(self._began.values()))
+            waited_s = self._clock() - next(iter(self._began.values()))
             if waited_s > self._patience_s:
                 raise UnavailableError(f"{self.name} has not answered for {waited_s * 1000:.0f} ms")
             if self._failures:
@@ -128,7 +128,8 @@ class Breaker:
         self._failures += 1
         self._reason = reason
         if self._failures == self._most:
-            self._next = self._failed + self._retry_s
+            if self._finding_out is None or self._finding_out.done():
+                self._finding_out = asyncio.create_task(_find_out(weakref.ref(self), self._retry_s))
             self._gauge.inc()
             self._counted = weakref.finalize(self, self._gauge.dec)
             self._counted.atexit = False
@@ -137,11 +138,25 @@ class Breaker:
     def _succeed(self) -> None:
         if self._counted is not None:
             self._counted()
-            self._counted = None
+            self._counted = self.asked = None
             logger.warning("%s answers again", self.name)
         self._failures = 0
 
 
-async def _find_out(call: Coroutine[Any, Any, object]) -> None:
-    with suppress(KeekError):
-        await call
+async def _find_out(breaker: "weakref.ref[Breaker]", every_s: float) -> None:
+    """Asks what is behind a breaker, until that closes or is gone."""
+    while True:
+        await asyncio.sleep(every_s)
+        own = breaker()
+        if own is None or not own.is_open:
+            return
+        call = own.asked
+        del own
+        if call is not None:
+            try:
+                await call()
+            except KeekError:
+                pass  # The breaker has seen it.
+            except Exception:
+                logger.exception("to find out whether it answers failed")
+            del call

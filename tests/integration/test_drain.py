@@ -1,6 +1,7 @@
 """What callers see of a server that stops: nothing, or a status that they repeat."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -197,3 +198,26 @@ async def test_a_caller_that_leaves_is_no_end_of_the_server() -> None:
             while not server.servicer.left:
                 await asyncio.sleep(0.01)
         assert await call.code() is grpc.StatusCode.CANCELLED
+
+
+async def test_calls_that_grpc_has_not_handed_over_are_refused_and_not_cancelled() -> None:
+    async with stoppable(drain_s=5.0) as server:
+        server.servicer.let.set()
+        stub = feed_rpc.FeedServiceStub(server.channel)
+        codes: Counter[grpc.StatusCode] = Counter()
+
+        async def call_until_stopped() -> None:
+            while not stopped.done():
+                page = stub.ListFeed(feed_pb.ListFeedRequest(user_id="u1"))
+                codes[await page.code()] += 1
+                if await page.code() is not grpc.StatusCode.OK:
+                    await asyncio.sleep(0.05)
+
+        stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        callers = [asyncio.create_task(call_until_stopped()) for _ in range(64)]
+        while codes[grpc.StatusCode.OK] < 200:
+            await asyncio.sleep(0.01)
+        await server.stop()
+        stopped.set_result(None)
+        await asyncio.gather(*callers)
+        assert set(codes) == {grpc.StatusCode.OK, UNAVAILABLE}

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from keek_server.errors import UnavailableError
@@ -11,19 +11,28 @@ _MESSAGE: Final = "this server is stopping: call again, another one answers"
 _RETRY_AFTER_S: Final = 0.1
 _WATCH: Final = "Watch"
 """How the names of methods begin whose streams have no end of their own."""
+_QUIET_S: Final = 0.01
+"""Much longer than calls wait inside gRPC, shorter than any client waits before it calls again."""
+_QUIET_WITHIN_S: Final = 0.25
 
 
 class Drain:
     """Every call that runs, by its task, from the first to the last.
 
-    gRPC itself would end calls as CANCELLED, which nobody repeats.
+    gRPC itself would end calls as CANCELLED, which nobody repeats: those that run for too long, and what
+    it has not handed over yet when it is told to stop (grpc issue 41785).
     """
 
     def __init__(self) -> None:
         self._calls: dict[asyncio.Task[object], bool] = {}
         self._ended: set[asyncio.Task[object]] = set()
+        self._arrived = 0
         self._watches_refused = False
         self._all_refused = False
+
+    def arrive(self) -> None:
+        """Says that gRPC has handed over a call, of whatever kind."""
+        self._arrived += 1
 
     @contextmanager
     def running(self, method: str) -> Iterator[None]:
@@ -58,9 +67,22 @@ class Drain:
         self._watches_refused = True
         self._end([task for task, watches in self._calls.items() if watches])
 
-    def end_all(self) -> None:
-        """Ends what still runs; no new calls are taken."""
+    async def refuse(self) -> None:
+        """Takes no new calls; those that run go on. Returns when no more come, or they never cease to.
+
+        Callers who were refused wait a little before they call again: nobody's call is inside gRPC then, nor
+        on its way, and gRPC may be told to stop.
+        """
         self._watches_refused = self._all_refused = True
+        seen = -1
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_QUIET_WITHIN_S):
+                while seen != self._arrived:
+                    seen = self._arrived
+                    await asyncio.sleep(_QUIET_S)
+
+    def end_all(self) -> None:
+        """Ends what still runs, once new calls are refused."""
         self._end(list(self._calls))
 
     def _end(self, tasks: list[asyncio.Task[object]]) -> None:

@@ -64,6 +64,7 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
         """See `grpc.aio.ServerInterceptor`."""
+        self._drain.arrive()
         method = handler_call_details.method
         if self._door is not None and self._door.is_full(method):
             if method not in self._refusing:

@@ -6,7 +6,7 @@ from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 
-from keek_server.breaker import Breaker
+from keek_server.breaker import Breaker, Call
 from keek_server.errors import UnavailableError
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ class HurriedReads:
         self._breaker = Breaker("the database", "sql", deadline_s=deadline_s)
         self._reading: set[asyncio.Task[Any]] = set()
 
-    def check(self, call: Callable[[], Coroutine[Any, Any, object]]) -> None:
+    def check(self, call: Call) -> None:
         """See `Breaker.check`: before `read`, for whoever waits for others first."""
         self._breaker.check(call)
 
