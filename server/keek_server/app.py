@@ -4,15 +4,20 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from keek_server.breaker import Breaker
+from keek_server.errors import UnavailableError
+from keek_server.experiments.live import LiveExperiments
+from keek_server.experiments.registry import ExperimentRegistry
+from keek_server.experiments.reports import ExperimentReports
 from keek_server.feed.cached import CachedFeeds, CachedSource
 from keek_server.feed.exposures import ExposureLog
 from keek_server.feed.filters import FILTERS
 from keek_server.feed.hydrators import LogHydrator, ProjectionHydrator
 from keek_server.feed.mixing import QuotaSelector
+from keek_server.feed.parameters import FeedParameters
 from keek_server.feed.pipeline import FeedPipeline, Stages
 from keek_server.feed.scorers import SourceScorer
 from keek_server.feed.sources import PersonalisedSource, PopularSource, TrendingSource
@@ -49,6 +54,7 @@ from keek_server.retrieval.searcher import search_executor
 from keek_server.rpc.admin import Authority
 from keek_server.rpc.door import open_door
 from keek_server.rpc.drain import Drain
+from keek_server.rpc.experiments import ExperimentServicer
 from keek_server.rpc.feed import FeedServicer
 from keek_server.rpc.interactions import InteractionServicer
 from keek_server.rpc.listeners import Listeners
@@ -144,7 +150,9 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
         cleaner = Cleaner(database, uploads, media, settings)
         library = Library(catalogue, media, ingest, follower, cleaner, incoming, settings)
         watchers = Slots(settings.watch_limit, "callers of WatchVideo")
-        exposures = ExposureLog(database)
+        exposures = ExposureLog(database, sampling=settings.exposure_sampling)
+        experiment_registry = ExperimentRegistry(database)
+        experiments = LiveExperiments(experiment_registry, live, holdout=settings.experiment_holdout)
         cached_feeds = CachedFeeds(redis, keys, deadline_s=settings.redis_deadline_s, breaker=breaker)
         figures = ReleaseFigures(window_s=settings.rollback_window_s)
         shadow = Shadow(live, figures, limit=settings.shadow_limit)
@@ -155,11 +163,15 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
                 sources=(PersonalisedSource(), TrendingSource(trending, head, catalogue), PopularSource()),
                 filters=FILTERS,
                 scorer=SourceScorer(),
-                selector=QuotaSelector(settings.personalised_share, settings.per_owner_cap),
+                selector=QuotaSelector(),
                 side_effects=(exposures, figures, shadow),
                 fallbacks={FeedSource.PERSONALISED: CachedSource(cached_feeds)},
             ),
             source_deadline_s=settings.source_deadline_s,
+            parameters=FeedParameters(
+                settings.personalised_share, settings.per_owner_cap, exploration=settings.exploration
+            ),
+            assign=experiments.assign,
         )
         shadow.use(pipeline)
         stack.push_async_callback(exposures.aclose)
@@ -203,6 +215,11 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
                     deadline_s=settings.feed_deadline_s,
                 ),
             ),
+            ExperimentServicer(
+                experiment_registry,
+                lambda: _announced(channel, experiments),
+                ExperimentReports(settings.database_url, Slots(1, "reports that are made")),
+            ),
             health,
             Authority(settings.admin_token),
             drain,
@@ -225,7 +242,8 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
         jobs = {
             "projector": projector.run,
             "release follower": live.follow,
-            "announcements": lambda: channel.listen(live.notify),
+            "announcements": lambda: channel.listen(_both(live.notify, experiments.notify)),
+            "experiments": experiments.follow,
             "heartbeat": heartbeat.run,
             "watchdog": Watchdog(registry, live, figures, channel, settings).run,
             "catalogue follower": follower.run,
@@ -269,6 +287,21 @@ async def _settled(live: LiveRelease, timeout_s: float) -> bool:
         logger.warning("serving without a release: %s", live.problem or "it takes long to open")
         return False
     return True
+
+
+async def _announced(channel: PlanChannel, experiments: LiveExperiments) -> None:
+    """Tells this server of a change of experiments, and the others, which find it by themselves otherwise."""
+    experiments.notify()
+    with suppress(UnavailableError):
+        await channel.announce()
+
+
+def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
+    def call() -> None:
+        first()
+        second()
+
+    return call
 
 
 async def _announce(live: LiveRelease, health: Health) -> None:

@@ -31,6 +31,7 @@ breakers_open = Gauge(
     ("dependency",),
     multiprocess_mode="livesum",
 )
+exposures_logged = Counter("keek_exposures_logged_total", "Exposures that are in the database.")
 exposures_dropped = Counter("keek_exposures_dropped_total", "Exposures that were not logged.")
 log_seq = Gauge("keek_log_seq", "The last row that this server appended to the log.", multiprocess_mode="max")
 projection_seq = Gauge(

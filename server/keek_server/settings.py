@@ -182,6 +182,18 @@ class Settings(BaseSettings):
     """How old the head of the trending list may be that a server keeps for its feeds; 0 reads it for every
     feed. Who waits for an interaction to be in the feed (`wait_for_feed`) has it read anew."""
 
+    # -- experiments ------------------------------------------------------------------------------
+    exploration: Share = 0.0
+    """Share of a feed's slots whose source, personalised or trending, is drawn by chance: what
+    `keek-train replay` learns from. The odds are logged."""
+    exposure_sampling: Share = 1.0
+    """Share of the users whose feeds are logged, all of each: experiments are measured by these alone."""
+    experiment_holdout: Share = 0.0
+    """Share of all users whom no experiment takes. Must be the same on all servers."""
+    experiment_review_s: Seconds = 300.0
+    """How often the figures of a running experiment with guardrails or adaptation are looked at, by any one
+    server."""
+
     # -- trending ---------------------------------------------------------------------------------
     trending_half_life_s: Seconds = 10.8 * 3600
     """An interaction's weight halves in this time. The default leaves less than 1 % after the

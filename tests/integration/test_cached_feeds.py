@@ -128,7 +128,7 @@ class Feed:
             sources=(self.personalised, PopularSource()),
             filters=FILTERS,
             scorer=SourceScorer(),
-            selector=QuotaSelector(0.7, 2),
+            selector=QuotaSelector(),
             side_effects=(),
             fallbacks={FeedSource.PERSONALISED: self.cached},
         )

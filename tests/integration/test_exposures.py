@@ -1,27 +1,36 @@
 """The exposure log: what was shown is written in batches, nothing twice and nothing lost."""
 
+import math
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
 
+from keek_server import metrics
 from keek_server.clock import now_us
 from keek_server.errors import UnavailableError
+from keek_server.experiments.assignment import NO_ARMS, Assignment
 from keek_server.feed.exposures import ExposureLog
-from keek_server.feed.types import Candidate, FeedPage, FeedSource
+from keek_server.feed.types import Candidate, FeedPage, FeedSource, Selection
 from keek_server.storage.database import Database
 from keek_server.storage.tables import exposures as table
 
 
-def page(user_id: str) -> FeedPage:
+def page(
+    user_id: str, *, assignment: Assignment = NO_ARMS, propensities: list[float] | None = None
+) -> FeedPage:
     context = SimpleNamespace(
-        query=SimpleNamespace(user_id=user_id),
+        query=SimpleNamespace(user_id=user_id, page_size=3, served=(1, 2)),
         serving=SimpleNamespace(release=SimpleNamespace(id="r1")),
         now_us=now_us(),
+        assignment=assignment,
+        degradations=[],
     )
-    selection = SimpleNamespace(items=[Candidate("v1", FeedSource.TRENDING, 0.5)])
-    return cast("FeedPage", SimpleNamespace(context=context, selection=selection))
+    items = [Candidate("v1", FeedSource.TRENDING, 0.5), Candidate("v2", FeedSource.POPULAR, 0.1)]
+    selection = Selection(items, [], propensities)
+    return cast("FeedPage", SimpleNamespace(context=context, selection=selection, elapsed_s=0.0015))
 
 
 async def logged(database: Database) -> list[str]:
@@ -34,7 +43,30 @@ async def test_a_page_is_logged_with_its_release_places_sources_and_scores(datab
     await log.apply(page("u1"))
     await log.flush()
     (row,) = await database.rows(sa.select(table))
-    assert (row.user_id, row.release_id, row.slate) == ("u1", "r1", [["v1", 2, 0.5]])
+    assert (row.user_id, row.release_id, row.slate) == ("u1", "r1", [["v1", 2, 0.5], ["v2", 4, 0.1]])
+    assert (row.first_slot, row.slot_count, row.arms) == (2, 3, None)
+    assert (row.elapsed_us, row.degraded) == (1500, False)
+
+
+async def test_arms_and_odds_are_logged(database: Database) -> None:
+    log = ExposureLog(database)
+    await log.apply(page("u1", assignment=Assignment((("e1", "b"),)), propensities=[0.05, math.nan]))
+    await log.flush()
+    (row,) = await database.rows(sa.select(table))
+    assert row.arms == [["e1", "b"]]
+    assert row.slate == [["v1", 2, 0.5, 0.05], ["v2", 4, 0.1, None]]
+
+
+async def test_of_a_sample_of_users_every_page_is_logged(database: Database) -> None:
+    log, before = ExposureLog(database, sampling=0.3), metrics.exposures_logged._value.get()
+    for user in range(400):
+        for _ in range(2):
+            await log.apply(page(f"u{user}"))
+    await log.flush()
+    pages = Counter(await logged(database))
+    assert set(pages.values()) == {2}
+    assert 80 < len(pages) < 160
+    assert metrics.exposures_logged._value.get() - before == pages.total()
 
 
 async def test_what_comes_while_a_batch_is_written_waits_for_the_next(

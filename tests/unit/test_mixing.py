@@ -1,5 +1,6 @@
 """The mix: quotas, refill, owners, no duplicates."""
 
+import math
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from keek_server.feed.mixing import QuotaSelector
+from keek_server.feed.parameters import FeedParameters
 from keek_server.feed.scorers import SourceScorer
 from keek_server.feed.types import Candidate, FeedSource, Selection
 
@@ -25,10 +27,16 @@ def select(
     share: float = 0.7,
     cap: int = 2,
     served: int = 0,
+    trending_slots: int | None = None,
+    exploration: float = 0.0,
     failed: frozenset[FeedSource] = frozenset(),
 ) -> Selection:
-    context: Any = SimpleNamespace(query=SimpleNamespace(page_size=size, served=(0,) * served), failed=failed)
-    return QuotaSelector(share, cap).select(context, given)
+    context: Any = SimpleNamespace(
+        query=SimpleNamespace(page_size=size, served=(0,) * served),
+        failed=failed,
+        parameters=FeedParameters(share, cap, trending_slots, exploration),
+    )
+    return QuotaSelector().select(context, given)
 
 
 def counts(selection: Selection) -> dict[FeedSource, int]:
@@ -116,3 +124,35 @@ def test_for_trending_videos_that_failed_popular_ones_stand_in_and_the_mix_stays
     given = candidates(P, 30) + candidates(POP, 30)
     assert counts(select(given, failed=frozenset({T}))) == {P: 7, POP: 3}
     assert counts(select(candidates(P, 30), failed=frozenset({T}))) == {P: 10}
+
+
+def test_trending_slots_are_counted_on_each_page() -> None:
+    for size, expected in ((10, {P: 6, T: 4}), (3, {T: 3})):
+        page = select(candidates(P, 30) + candidates(T, 30), size=size, trending_slots=4)
+        assert counts(page) == expected
+
+
+def test_without_exploration_nothing_is_left_to_chance() -> None:
+    given = candidates(P, 30) + candidates(T, 30)
+    assert select(given).propensities is None
+
+
+def test_exploration_draws_the_sources_of_some_slots_as_often_as_it_says() -> None:
+    given = candidates(P, 200) + candidates(T, 200)
+    usual = [item.source for item in select(given, size=100).items]
+    drawn = [0, 0]
+    for _ in range(200):
+        page = select(given, size=100, exploration=0.2)
+        assert page.propensities is not None
+        for own, item, propensity in zip(usual, page.items, page.propensities, strict=True):
+            assert propensity == pytest.approx(0.9 if item.source is own else 0.1)
+            drawn[item.source is own] += 1
+    # 2,000 of 20,000 expected, with a standard deviation of 42.
+    assert 1_750 < drawn[False] < 2_250
+
+
+def test_a_slot_that_another_source_had_to_fill_says_nothing_of_odds() -> None:
+    page = select(candidates(T, 30) + candidates(POP, 30), exploration=0.1, cap=100)
+    assert page.propensities is not None
+    for item, propensity in zip(page.items, page.propensities, strict=True):
+        assert math.isnan(propensity) == (item.source is POP)

@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import math
 from collections import deque
 from typing import Any
 
 from keek_server import metrics
 from keek_server.errors import UnavailableError
-from keek_server.feed.types import FeedPage
+from keek_server.feed.types import FeedPage, Selection
+from keek_server.retrieval.ids import hash_id
 from keek_server.storage.database import Database
 from keek_server.storage.partitions import MonthlyPartitions, month_start_us
 from keek_server.storage.tables import exposures
@@ -24,23 +26,37 @@ class ExposureLog:
 
     name = "exposure log"
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, *, sampling: float = 1.0) -> None:
+        """
+        Args:
+            database: Where they go.
+            sampling: Share of the users whose pages are remembered, all of each.
+        """
         self._database = database
+        self._points = sampling * 2**32
         self._partitions = MonthlyPartitions(database, exposures.c.serve_time_us)
         self._waiting: deque[dict[str, Any]] = deque()
 
     async def apply(self, page: FeedPage) -> None:
         """See `SideEffect`; when too many wait, the page is counted as dropped instead."""
+        user_id = page.context.query.user_id
+        if hash_id(user_id) % 2**32 >= self._points:
+            return
         if len(self._waiting) >= _MAX_WAITING:
             metrics.exposures_dropped.inc()
             return
         context = page.context
         self._waiting.append(
             {
-                "user_id": context.query.user_id,
+                "user_id": user_id,
                 "release_id": context.serving.release.id,
                 "serve_time_us": context.now_us,
-                "slate": [[item.video_id, int(item.source), item.score] for item in page.selection.items],
+                "slate": _slate(page.selection),
+                "arms": list(context.assignment.arms) or None,
+                "first_slot": len(context.query.served),
+                "slot_count": context.query.page_size,
+                "elapsed_us": int(page.elapsed_s * 1e6),
+                "degraded": bool(context.degradations),
             }
         )
 
@@ -74,6 +90,7 @@ class ExposureLog:
                 await self._partitions.cover(time_us)
             async with self._database.write() as connection:
                 await connection.execute(exposures.insert(), rows)
+            metrics.exposures_logged.inc(len(rows))
             for _ in rows:
                 self._waiting.popleft()
 
@@ -85,3 +102,13 @@ class ExposureLog:
         """
         async with self._database.write() as connection:
             return await self._partitions.prune(connection, before_us) > 0
+
+
+def _slate(selection: Selection) -> list[list[Any]]:
+    """As the column has it."""
+    if selection.propensities is None:
+        return [[item.video_id, int(item.source), item.score] for item in selection.items]
+    return [
+        [item.video_id, int(item.source), item.score, None if math.isnan(propensity) else propensity]
+        for item, propensity in zip(selection.items, selection.propensities, strict=True)
+    ]

@@ -1,6 +1,7 @@
 """The mix: slots shared between sources by quota, refilled when a source runs short."""
 
 import math
+import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -41,25 +42,25 @@ _REFILL_FAILED = {
 failed, what is nearest to it stands in: what was personal a while ago, what is liked now, what was before."""
 
 _SLOTS_REMEMBERED = 256
+_DRAWN = tuple(_REFILL)
+"""Where exploration draws a slot's source from, each as likely as the others."""
 
 
 class QuotaSelector:
     """Shares the slots between personalised and trending, evenly spread over the session.
 
     No video twice; at most `per_owner_cap` videos of one owner on a page, unless the page
-    would be short otherwise.
+    would be short otherwise. With exploration, some slots draw their source.
     """
 
     name = "mix"
 
-    def __init__(self, personalised_share: float, per_owner_cap: int) -> None:
-        self._trending_share = 1.0 - personalised_share
-        self._per_owner_cap = per_owner_cap
-
     def select(self, context: FeedContext, candidates: list[Candidate]) -> Selection:
         """See `Selector`; the candidates of each source best first."""
-        slots = _slots(self._trending_share, len(context.query.served), context.query.page_size)
-        page = _Page(slots, candidates, self._per_owner_cap)
+        parameters, page_size = context.parameters, context.query.page_size
+        quota = slots_of(parameters.trending_share(page_size), len(context.query.served), page_size)
+        slots = _explored(quota, parameters.exploration) if parameters.exploration else quota
+        page = _Page(slots, candidates, parameters.per_owner_cap)
         # What trends fills its own slots first: a video that is also personal to the user would
         # otherwise take a personalised slot, and the page would show less of both.
         page.fill({FeedSource.TRENDING: (FeedSource.TRENDING,)})
@@ -70,11 +71,33 @@ class QuotaSelector:
         page.lift_cap()
         page.fill(fillers)
         chosen = [item for item in page.items if item is not None]
-        return Selection(chosen, _shares(slots, chosen))
+        propensities = _propensities(quota, slots, page.items, parameters.exploration)
+        return Selection(chosen, _shares(slots, chosen), propensities)
+
+
+def _explored(quota: Sequence[FeedSource], exploration: float) -> list[FeedSource]:
+    """The slots after each has, with this probability, drawn its source anew."""
+    return [random.choice(_DRAWN) if random.random() < exploration else source for source in quota]
+
+
+def _propensities(
+    quota: Sequence[FeedSource],
+    slots: Sequence[FeedSource],
+    items: Sequence[Candidate | None],
+    exploration: float,
+) -> list[float] | None:
+    if not exploration:
+        return None
+    drawn = exploration / len(_DRAWN)
+    return [
+        drawn + (1.0 - exploration) * (slot is own) if item.source is slot else math.nan
+        for own, slot, item in zip(quota, slots, items, strict=True)
+        if item is not None
+    ]
 
 
 @lru_cache(_SLOTS_REMEMBERED)
-def _slots(trending_share: float, first: int, count: int) -> tuple[FeedSource, ...]:
+def slots_of(trending_share: float, first: int, count: int) -> tuple[FeedSource, ...]:
     """Which source each slot belongs to; `first` slots stood on earlier pages.
 
     Slot i is trending where i * share passes a whole number, so that every stretch of

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import Final
@@ -11,6 +11,8 @@ from typing import Final
 from keek_server import metrics
 from keek_server.clock import now_us
 from keek_server.errors import KeekError
+from keek_server.experiments.assignment import NO_ARMS, Assignment
+from keek_server.feed.parameters import USUAL, FeedParameters
 from keek_server.feed.types import (
     Candidate,
     Degradation,
@@ -57,9 +59,27 @@ class Stages:
 class FeedPipeline:
     """Runs the stages; owns deadlines, fail-open, metrics and the trace."""
 
-    def __init__(self, live: LiveRelease, stages: Stages, *, source_deadline_s: float) -> None:
+    def __init__(
+        self,
+        live: LiveRelease,
+        stages: Stages,
+        *,
+        source_deadline_s: float,
+        parameters: FeedParameters = USUAL,
+        assign: Callable[[FeedQuery], Assignment] | None = None,
+    ) -> None:
+        """
+        Args:
+            live: The releases that serve.
+            stages: The parts.
+            source_deadline_s: The longest that a step may take.
+            parameters: Of feeds that no experiment shapes.
+            assign: Says which arms of experiments shape a feed; by default none do.
+        """
         self._live = live
         self._stages = stages
+        self._parameters = parameters
+        self._assign = assign
         self._source_deadline_s = source_deadline_s
         self._running: set[asyncio.Task[None]] = set()
 
@@ -68,7 +88,8 @@ class FeedPipeline:
 
         Args:
             query: What is asked for.
-            serving: The release that makes it; by default the one that serves.
+            serving: The release that makes it, and no experiment has a part in it; by default the one that
+                serves.
 
         Raises:
             UnavailableError: Before the first release is active.
@@ -80,7 +101,8 @@ class FeedPipeline:
         candidates = self._stages.scorer.score(context, candidates)
         selection = self._stages.selector.select(context, candidates)
         _name_replacements(context, selection)
-        return FeedPage(context, selection, sources, filters, candidates)
+        elapsed_s = time.monotonic() - context.started_s
+        return FeedPage(context, selection, sources, filters, candidates, elapsed_s)
 
     def answered(self, page: FeedPage) -> None:
         """Starts the side effects of a page that is on its way to the caller, one after the other."""
@@ -93,7 +115,19 @@ class FeedPipeline:
         await asyncio.gather(*self._running)
 
     def _capture(self, query: FeedQuery, serving: ServingRelease | None) -> FeedContext:
-        return FeedContext(query, serving or self._live.serving(query.user_id), now_us())
+        if serving is not None:
+            return FeedContext(query, serving, now_us(), self._parameters)
+        assignment = self._assign(query) if self._assign else NO_ARMS
+        if not assignment.arms:
+            return FeedContext(query, self._live.serving(query.user_id), now_us(), self._parameters)
+        pinned = assignment.parameters.release_id
+        if not pinned:
+            serving = self._live.serving(query.user_id)
+        elif (serving := self._live.pinned(pinned)) is None:
+            # Not yet, or not on this server: what the arm stands for cannot be shown, and is not said to be.
+            return FeedContext(query, self._live.serving(query.user_id), now_us(), self._parameters)
+        parameters = self._parameters.with_arm(assignment.parameters)
+        return FeedContext(query, serving, now_us(), parameters, assignment)
 
     async def _hydrate(self, context: FeedContext) -> None:
         problems: list[str] = []

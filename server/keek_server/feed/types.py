@@ -9,6 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
+from keek_server.experiments.assignment import NO_ARMS, Assignment
+from keek_server.feed.parameters import USUAL, FeedParameters
 from keek_server.interactions.history import History
 from keek_server.interactions.projection import UserState
 from keek_server.releases.opening import ServingRelease
@@ -81,6 +83,8 @@ class FeedContext:
     query: FeedQuery
     serving: ServingRelease
     now_us: int
+    parameters: FeedParameters = USUAL
+    assignment: Assignment = NO_ARMS
     user: UserState = field(default_factory=lambda: UserState(History(), frozenset()))
     degradations: list[Degradation] = field(default_factory=list)
     failed: set[FeedSource] = field(default_factory=set)
@@ -157,6 +161,9 @@ class Selection:
 
     items: list[Candidate]
     shares: list[SlotShare]
+    propensities: list[float] | None = None
+    """How likely the slot of each item was to get the source that it got; NaN where another one filled it.
+    None where nothing was left to chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +176,8 @@ class FeedPage:
     filters: list[FilterTrace]
     candidates: list[Candidate]
     """What was left to select from."""
+    elapsed_s: float = 0.0
+    """From its entry until it was made."""
 
 
 class Hydrator(Protocol):

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -33,6 +33,8 @@ class Served:
     trial: tuple[Trial, ServingRelease] | None = None
     previous: ServingRelease | None = None
     """What was active before: it stays up to date, so that going back is as quick as the call."""
+    pinned: tuple[ServingRelease, ...] = ()
+    """What arms of experiments pin."""
 
     @property
     def held(self) -> list[ServingRelease]:
@@ -43,7 +45,8 @@ class Served:
     @property
     def serving(self) -> list[ServingRelease]:
         """Those that answer requests."""
-        return [each for each in (self.active, self.trial[1] if self.trial else None) if each is not None]
+        own = (self.active, self.trial[1] if self.trial else None, *self.pinned)
+        return [each for each in own if each is not None]
 
 
 class LiveRelease:
@@ -55,6 +58,9 @@ class LiveRelease:
         self._poll_s = poll_s
         self._preparing: FreshVideos | None = None
         self._unopened = ""
+        self._pins: frozenset[str] = frozenset()
+        self._unpinned: set[str] = set()
+        """Pins that could not be opened, which was said."""
         self._first = asyncio.Event()
         self._woken = asyncio.Event()
         self.served = Served()
@@ -94,6 +100,15 @@ class LiveRelease:
             if trial.kind is TrialKind.CANARY and trial.takes(user_id):
                 return release
         return served.active
+
+    def pin(self, release_ids: Collection[str]) -> None:
+        """Says which releases arms of experiments pin, from here on: they are opened soon."""
+        self._pins = frozenset(release_ids)
+        self.notify()
+
+    def pinned(self, release_id: str) -> ServingRelease | None:
+        """A release that an arm pins; None where this server has not opened it, or cannot."""
+        return _find(self.served.held, release_id)
 
     @asynccontextmanager
     async def opened(self, release_id: str) -> AsyncIterator[ServingRelease]:
@@ -193,7 +208,24 @@ class LiveRelease:
 
     async def _keep_ready(self) -> None:
         await self._keep_loaded()
+        await self._open_pinned()
         await self._open_previous()
+
+    async def _open_pinned(self) -> None:
+        """Opens what arms pin, and lets go of what they do not pin any more."""
+        kept = tuple(each for each in self.served.pinned if each.release.id in self._pins)
+        if kept != self.served.pinned:
+            self._swap(replace(self.served, pinned=kept))
+        for release_id in sorted(self._pins - {each.release.id for each in kept}):
+            try:
+                pinned = await self._ready(release_id)
+            except KeekError as error:
+                if release_id not in self._unpinned:
+                    logger.warning("release %s, which an arm pins, is not served: %s", release_id, error)
+                self._unpinned.add(release_id)
+            else:
+                self._unpinned.discard(release_id)
+                self._swap(replace(self.served, pinned=(*self.served.pinned, pinned)))
 
     async def _carry_out(self, plan: Plan) -> None:
         before = self.served

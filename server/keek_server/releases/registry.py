@@ -9,10 +9,11 @@ import sqlalchemy as sa
 
 from keek_server.clock import now_us
 from keek_server.errors import FailedPreconditionError, NotFoundError
+from keek_server.experiments.definitions import ExperimentDefinition, ExperimentState
 from keek_server.releases.manifest import Candidate
 from keek_server.releases.plan import Plan, ReleaseState, Trial, TrialKind
 from keek_server.storage.database import Database
-from keek_server.storage.tables import activations, releases
+from keek_server.storage.tables import activations, experiments, releases
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +56,14 @@ class ReleaseRegistry:
             held: Releases that servers have open; they stay.
 
         Returns:
-            What stays: the active release first, then what is tried, what a rollback would go to, the
-            newest and the held. The files and models of all others may go.
+            What stays: the active release first, then what is tried, what a rollback would go to, what
+            experiments pin, the newest and the held. The files and models of all others may go.
         """
 
         def work(connection: sa.Connection) -> list[Registered]:
             # No plan may come to name one that is left out here.
             self._database.lock_plan(connection)
-            chosen = [*_planned(connection), *_ready_ids(connection, newest), *held]
+            chosen = [*_planned(connection), *_pinned(connection), *_ready_ids(connection, newest), *held]
             c = releases.c
             gone = (c.state == ReleaseState.READY) & c.release_id.not_in(chosen)
             connection.execute(releases.update().where(gone).values(state=ReleaseState.REMOVED))
@@ -247,6 +248,13 @@ def _planned(connection: sa.Connection) -> list[str]:
         return []
     before = _before(connection, plan.release_id)
     return [plan.release_id, *([plan.trial.release_id] if plan.trial else []), *([before] if before else [])]
+
+
+def _pinned(connection: sa.Connection) -> list[str]:
+    """What arms of running experiments pin."""
+    running = sa.select(experiments.c.definition).where(experiments.c.state == ExperimentState.RUNNING)
+    definitions = map(ExperimentDefinition.model_validate, connection.execute(running).scalars())
+    return sorted({release_id for definition in definitions for release_id in definition.release_ids})
 
 
 def _ready_ids(connection: sa.Connection, limit: int) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Final
 
 from pydantic import SecretStr
 
-from keek.v1 import release_service_pb2
+from keek.v1 import experiment_service_pb2, release_service_pb2
 from keek_server.errors import PermissionDeniedError
 
 
@@ -18,6 +18,7 @@ class Scope(Enum):
     """The token `Settings.admin_token`, as `authorization: Bearer TOKEN`."""
 
 
+_EXPERIMENTS = experiment_service_pb2.DESCRIPTOR.services_by_name["ExperimentService"].full_name
 _RELEASES = release_service_pb2.DESCRIPTOR.services_by_name["ReleaseService"].full_name
 
 SCOPES: Final[Mapping[str, Scope]] = {
@@ -27,6 +28,13 @@ SCOPES: Final[Mapping[str, Scope]] = {
     f"/{_RELEASES}/EndTrial": Scope.ADMIN,
     # It changes nothing, but it shows other people's feeds, and computes two for each of them.
     f"/{_RELEASES}/DiffReleases": Scope.ADMIN,
+    f"/{_EXPERIMENTS}/CreateExperiment": Scope.ADMIN,
+    f"/{_EXPERIMENTS}/UpdateExperiment": Scope.ADMIN,
+    f"/{_EXPERIMENTS}/StartExperiment": Scope.ADMIN,
+    f"/{_EXPERIMENTS}/StopExperiment": Scope.ADMIN,
+    f"/{_EXPERIMENTS}/ConcludeExperiment": Scope.ADMIN,
+    # It changes nothing, but reads all that was shown and done while it ran.
+    f"/{_EXPERIMENTS}/GetExperimentReport": Scope.ADMIN,
 }
 """By method, as `/keek.v1.ReleaseService/ActivateRelease`. A method that is not here needs nothing."""
 

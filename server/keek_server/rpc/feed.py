@@ -97,9 +97,9 @@ def _served(page_token: str, user_id: str) -> tuple[int, ...]:
 
 def _encode(page: FeedPage, response_type: type[Page]) -> Page:
     query, items = page.context.query, page.selection.items
-    release_id = page.context.serving.release.id
+    release_id, arm = page.context.serving.release.id, page.context.assignment.label
     response = response_type(
-        items=[encode_item(item, release_id) for item in items],
+        items=[encode_item(item, release_id, arm) for item in items],
         release_id=release_id,
         slot_shares=[_encode_share(share) for share in page.selection.shares],
         degradations=[encode_degradation(degradation) for degradation in page.context.degradations],
@@ -118,13 +118,14 @@ def _encode_share(share: SlotShare) -> pb.SlotShare:
     )
 
 
-def encode_item(item: Candidate, release_id: str) -> pb.FeedItem:
-    """An item of a feed that the release made."""
+def encode_item(item: Candidate, release_id: str, arm: str = "") -> pb.FeedItem:
+    """An item of a feed that the release made, and an arm shaped."""
     return pb.FeedItem(
         video_id=item.video_id,
         source=item.source,  # type: ignore[arg-type]  # numbered alike
         score=item.score,
         release_id=release_id,
+        arm=arm,
     )
 
 

@@ -8,14 +8,13 @@ from typing import Protocol
 
 from keek.v1 import release_service_pb2 as pb
 from keek.v1 import release_service_pb2_grpc
-from keek_server.errors import InvalidArgumentError
 from keek_server.releases.diff import FeedDiffer
 from keek_server.releases.plan import Trial, TrialKind
-from keek_server.releases.registry import Registered, ReleaseRegistry
+from keek_server.releases.registry import ReleaseRegistry
 from keek_server.releases.rollouts import Rollouts, RolloutWatch, Wish
 from keek_server.rpc.guard import Context
 from keek_server.rpc.release_messages import encode_diff, encode_release, encode_rollout
-from keek_server.rpc.tokens import decode_token, encode_token
+from keek_server.rpc.tokens import decode_position, encode_position
 
 _DEFAULT_PAGE_SIZE = 20
 _DEFAULT_FEED_SIZE = 10
@@ -51,10 +50,11 @@ class ReleaseServicer(release_service_pb2_grpc.ReleaseServiceServicer):
     ) -> pb.ListReleasesResponse:
         """One page, newest first."""
         limit = request.page_size or _DEFAULT_PAGE_SIZE
-        page = await self._registry.list(limit + 1, _decode_position(request.page_token))
+        page = await self._registry.list(limit + 1, decode_position(request.page_token))
         response = pb.ListReleasesResponse(releases=map(encode_release, page[:limit]))
         if len(page) > limit:
-            response.next_page_token = _encode_position(page[limit - 1])
+            last = page[limit - 1]
+            response.next_page_token = encode_position(last.create_time_us, last.release_id)
         if (rollout := await self._rollouts.current()) is not None:
             response.rollout.CopyFrom(encode_rollout(rollout))
         return response
@@ -120,16 +120,3 @@ def _wish(request: _Change, context: Context) -> Wish:
         wait_s = min(wait_s, max(0.0, remaining_s - _ANSWER_S))
     request_id = uuid.UUID(request.request_id) if request.request_id else None
     return Wish(request.reason, request_id, wait_s)
-
-
-def _encode_position(release: Registered) -> str:
-    return encode_token(f"{release.create_time_us} {release.release_id}")
-
-
-def _decode_position(token: str) -> tuple[int, str] | None:
-    if not token:
-        return None
-    time_us, _, release_id = decode_token(token).partition(" ")
-    if not (time_us.isdecimal() and len(time_us) < 19 and release_id):
-        raise InvalidArgumentError.of("page_token", "is not a token of this service")
-    return int(time_us), release_id

@@ -6,6 +6,8 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from keek.v1 import (
+    experiment_service_pb2,
+    experiment_service_pb2_grpc,
     feed_service_pb2,
     feed_service_pb2_grpc,
     interaction_service_pb2,
@@ -22,6 +24,7 @@ from keek.v1 import (
 from keek_server.rpc.admin import Authority
 from keek_server.rpc.door import Door
 from keek_server.rpc.drain import Drain
+from keek_server.rpc.experiments import ExperimentServicer
 from keek_server.rpc.feed import FeedServicer
 from keek_server.rpc.guard import GuardInterceptor
 from keek_server.rpc.interactions import InteractionServicer
@@ -39,7 +42,8 @@ VIDEO = video_service_pb2.DESCRIPTOR.services_by_name["VideoService"].full_name
 TRENDING = trending_service_pb2.DESCRIPTOR.services_by_name["TrendingService"].full_name
 SEARCH = search_service_pb2.DESCRIPTOR.services_by_name["SearchService"].full_name
 RELEASE = release_service_pb2.DESCRIPTOR.services_by_name["ReleaseService"].full_name
-SERVICES = (FEED, INTERACTION, VIDEO, TRENDING, SEARCH, RELEASE)
+EXPERIMENT = experiment_service_pb2.DESCRIPTOR.services_by_name["ExperimentService"].full_name
+SERVICES = (FEED, INTERACTION, VIDEO, TRENDING, SEARCH, RELEASE, EXPERIMENT)
 
 _MAX_MESSAGE_BYTES = 16 * 2**20
 _OPTIONS = (
@@ -79,6 +83,7 @@ def build_server(
     search: SearchServicer,
     trending: TrendingServicer,
     releases: ReleaseServicer,
+    experiments: ExperimentServicer,
     health_: Health,
     authority: Authority,
     drain: Drain,
@@ -100,6 +105,7 @@ def build_server(
         search_service_pb2_grpc.add_SearchServiceServicer_to_server(search, server)
         trending_service_pb2_grpc.add_TrendingServiceServicer_to_server(trending, server)
         release_service_pb2_grpc.add_ReleaseServiceServicer_to_server(releases, server)
+        experiment_service_pb2_grpc.add_ExperimentServiceServicer_to_server(experiments, server)
         health_pb2_grpc.add_HealthServicer_to_server(health_.servicer, server)
         add_reflection(server, (*SERVICES, health.SERVICE_NAME))
         return server

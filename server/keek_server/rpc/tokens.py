@@ -2,8 +2,12 @@
 
 import base64
 import binascii
+from typing import Final
 
 from keek_server.errors import InvalidArgumentError
+
+_TIME_DIGITS: Final = 19
+"""Fewer fit into 64 bits."""
 
 
 def encode_token(position: str) -> str:
@@ -25,6 +29,25 @@ def decode_token(token: str) -> str:
         # No id holds one, and PostgreSQL takes none in a text.
         raise InvalidArgumentError.of("page_token", "is not a token of this service")
     return position
+
+
+def encode_position(time_us: int, id_: str) -> str:
+    """The token for what comes behind a time and, at that, an id."""
+    return encode_token(f"{time_us} {id_}")
+
+
+def decode_position(token: str) -> tuple[int, str] | None:
+    """The time and the id in a token; None for the first page.
+
+    Raises:
+        InvalidArgumentError: When it is no such token.
+    """
+    if not token:
+        return None
+    time_us, _, id_ = decode_token(token).partition(" ")
+    if not (time_us.isdecimal() and len(time_us) < _TIME_DIGITS and id_):
+        raise InvalidArgumentError.of("page_token", "is not a token of this service")
+    return int(time_us), id_
 
 
 def decode_offset(token: str, limit: int) -> int:

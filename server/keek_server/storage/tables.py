@@ -210,7 +210,43 @@ exposures = Table(
     Column("user_id", _Id, nullable=False),
     Column("release_id", String(64), nullable=False),
     Column("serve_time_us", BigInteger, nullable=False),
-    # [[video_id, FeedSource, score], ...] in the order shown.
+    # [[video_id, FeedSource, score], ...] in the order shown; with exploration [..., propensity]: how likely
+    # the slot was to get this source, null where another one had to fill it.
     Column("slate", JSON, nullable=False),
+    # [[experiment_id, arm], ...]; NULL where no experiment took the user.
+    Column("arms", JSON(none_as_null=True)),
+    # Slots that stood on earlier pages of the session: the mix counts on from there.
+    Column("first_slot", Integer, nullable=False),
+    # Slots that were asked for.
+    Column("slot_count", Integer, nullable=False),
+    # From when the request came in until the page was made.
+    Column("elapsed_us", Integer, nullable=False),
+    # Whether a source could not do its part.
+    Column("degraded", Boolean, nullable=False),
     sqlite_autoincrement=True,
+)
+
+experiments = Table(
+    "experiments",
+    metadata,
+    Column("experiment_id", String(64), primary_key=True),
+    # ExperimentState.
+    Column("state", SmallInteger, nullable=False, index=True),
+    # ExperimentDefinition.
+    Column("definition", JSON, nullable=False),
+    # [[first, end], ...]: the ranges of its layer's buckets whose users it takes; empty before it starts.
+    Column("buckets", JSON, nullable=False),
+    Column("create_time_us", BigInteger, nullable=False),
+    # NULL before.
+    Column("start_time_us", BigInteger),
+    Column("stop_time_us", BigInteger),
+    # When the weights changed last while it ran; NULL when they never did.
+    Column("weights_time_us", BigInteger),
+    # When its figures were last looked at, for guardrails and adaptation; 0 before.
+    Column("review_time_us", BigInteger, nullable=False),
+    # [[arm, reason, time_us], ...]: what guardrails have stopped.
+    Column("stopped_arms", JSON, nullable=False),
+    # An arm, or empty.
+    Column("winner", String(64), nullable=False),
+    Column("conclusion", String(4096), nullable=False),
 )

@@ -192,7 +192,7 @@ Global___Adaptation: _TypeAlias = Adaptation  # noqa: Y015
 @_typing.final
 class Guardrails(_message.Message):
     """An arm that is worse than the control by more than one of these is stopped:
-    its users get the control's feeds.
+    its users get the usual feeds.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -76,7 +76,9 @@ class FeedItem(_message.Message):
     release_id: _builtins.str
     """The release that served this item."""
     arm: _builtins.str
-    """The arm of the experiment that shaped this feed; empty outside experiments."""
+    """The arm of the experiment that shaped this feed, as "experiment/arm", several
+    separated by commas; empty outside experiments.
+    """
     def __init__(
         self,
         *,

@@ -1,0 +1,1 @@
+"""Experiments: who gets feeds made with which parameters, and what that did."""
