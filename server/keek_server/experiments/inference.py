@@ -159,6 +159,28 @@ def compare(treatment: Estimate, control: Estimate) -> Difference:
     return Difference(absolute, variance, ratio - 1.0, relative_variance, control.value)
 
 
+def compare_paired(
+    numerators: FloatArray,
+    denominators: FloatArray,
+    control_numerators: FloatArray,
+    control_denominators: FloatArray,
+) -> Difference:
+    """A ratio against another one of the very same users: float64 [u] each."""
+    own, control = estimate(numerators, denominators), estimate(control_numerators, control_denominators)
+    if math.isnan(own.value) or not control.value:
+        return Difference(own.value - control.value, math.nan, math.nan, math.nan, control.value)
+    influence = _influence(numerators, denominators, own.value)
+    control_influence = _influence(control_numerators, control_denominators, control.value)
+    ratio = own.value / control.value
+    return Difference(
+        own.value - control.value,
+        _variance(influence - control_influence),
+        ratio - 1.0,
+        _variance(influence - ratio * control_influence) / control.value**2,
+        control.value,
+    )
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values that hold together for all of several comparisons with the control (Holm 1979); NaN stays."""
     adjusted, highest = list(p_values), 0.0

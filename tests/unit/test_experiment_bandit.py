@@ -1,0 +1,86 @@
+"""Thompson sampling over arms, within its limits."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from keek_server.errors import InvalidArgumentError
+from keek_server.experiments.bandit import Limits, allocate_means, allocate_rates
+from keek_server.experiments.inference import Estimate
+
+FREE = Limits(floor=0.0, max_step=1.0)
+
+
+def test_arms_get_the_probability_that_they_are_the_best() -> None:
+    own = allocate_rates([30, 40], [100, 100], [0.5, 0.5], FREE)
+    x = np.linspace(0.0, 1.0, 20_001)
+    exact = np.trapezoid(stats.beta.pdf(x, 41, 61) * stats.beta.cdf(x, 31, 71), x)
+    assert own.weights[1] == pytest.approx(exact, abs=0.01)
+    assert own.best_probabilities == own.weights
+    beta = stats.beta(41, 61)
+    assert own.posteriors[1].family == "Beta(41, 61)"
+    assert (own.posteriors[1].mean, own.posteriors[1].deviation) == pytest.approx((beta.mean(), beta.std()))
+    means = allocate_means([Estimate(1.0, 0.04, 50), Estimate(1.3, 0.05, 50)], [0.5, 0.5], FREE)
+    assert means.weights[1] == pytest.approx(stats.norm.cdf(0.3 / 0.3), abs=0.01)
+    assert means.posteriors[0].family == "N(1, 0.2^2)"
+
+
+def test_a_seed_gives_the_same_weights_again() -> None:
+    first, again, other = (allocate_rates([3, 4], [10, 10], [0.5, 0.5], FREE, seed) for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_every_arm_keeps_its_floor_and_no_step_is_longer_than_its_bound() -> None:
+    limits, weights = Limits(floor=0.05, max_step=0.1), (0.25, 0.25, 0.25, 0.25)
+    for _ in range(20):
+        before = weights
+        weights = allocate_rates([1, 5, 2, 90], [100] * 4, weights, limits).weights
+        assert sum(weights) == pytest.approx(1.0)
+        assert max(abs(new - old) for new, old in zip(weights, before, strict=True)) <= 0.1 + 1e-12
+        assert min(weights) >= 0.05 - 1e-12
+    assert weights == pytest.approx((0.05, 0.05, 0.05, 0.85), abs=1e-6)
+
+
+def test_an_arm_below_its_floor_is_raised_step_by_step() -> None:
+    first = allocate_rates([90, 1], [100, 100], [1.0, 0.0], Limits(0.2, 0.1)).weights
+    assert first == pytest.approx((0.9, 0.1))
+    assert allocate_rates([90, 1], [100, 100], first, Limits(0.2, 0.1)).weights == pytest.approx((0.8, 0.2))
+
+
+def test_of_an_unknown_arm_nothing_is_concluded() -> None:
+    own = allocate_means([Estimate(1.0, 0.1, 50), Estimate(math.nan, math.nan, 0)], [0.7, 0.3], FREE)
+    assert own.weights == (0.7, 0.3)
+    assert all(map(math.isnan, own.best_probabilities))
+
+
+def test_traffic_finds_the_better_arm() -> None:
+    rng = np.random.default_rng(1)
+    rates, weights = np.array([0.10, 0.13]), (0.5, 0.5)
+    won, tried = np.zeros(2, int), np.zeros(2, int)
+    for step in range(30):
+        users = rng.multinomial(1_000, weights)
+        won, tried = won + rng.binomial(users, rates), tried + users
+        weights = allocate_rates(won.tolist(), tried.tolist(), weights, seed=step).weights
+    assert weights == pytest.approx((0.05, 0.95), abs=0.02)
+    assert tried[0] > 1_500
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (([1], [2, 2], [0.5, 0.5], FREE), "as many as arms"),
+        (([3, 1], [2, 2], [0.5, 0.5], FREE), "between 0 and the trials"),
+        (([1, 1], [2, 2], [0.5, 0.6], FREE), "sum to 1"),
+        (([1, 1], [2, 2], [1.5, -0.5], FREE), "sum to 1"),
+        (([1, 1], [2, 2], [0.5, 0.5], Limits(0.6, 0.1)), "must fit every arm"),
+        (([1, 1], [2, 2], [0.5, 0.5], Limits(0.1, 0.0)), "the step lie in"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    given: tuple[list[int], list[int], list[float], Limits], message: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=message):
+        allocate_rates(*given)
