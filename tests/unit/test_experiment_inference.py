@@ -160,7 +160,9 @@ def test_a_broken_ratio_is_told_from_a_whole_one() -> None:
     whole = sample_ratio([50_100, 49_900], [1, 1])
     assert not whole.is_broken
     assert whole.expected == (50_000, 50_000)
-    assert whole.p_value == pytest.approx(stats.binomtest(50_100, 100_000).pvalue, abs=0.01)
+    assert whole.p_value == pytest.approx(stats.chisquare([50_100, 49_900]).pvalue)
+    three = sample_ratio([480, 260, 260], [2, 1, 1])
+    assert three.p_value == pytest.approx(stats.chisquare([480, 260, 260], [500, 250, 250]).pvalue)
     assert not sample_ratio([900, 100], [9, 1]).is_broken
     assert sample_ratio([900, 100], [0.5, 0.5]).is_broken
     assert not sample_ratio([0, 0], [1, 1]).is_broken

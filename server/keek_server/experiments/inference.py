@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy import stats
+
+# Not scipy.stats: a server that reports would stand still for a second or more while it is imported.
+from scipy import special
 
 from keek_server.errors import InvalidArgumentError
 from keek_server.experiments.logs import FloatArray, Int16Array
@@ -48,7 +50,7 @@ class Estimate:
 
     def interval(self, alpha: float) -> Interval:
         """Holds the truth with probability 1 - alpha."""
-        half = float(stats.norm.isf(alpha / 2)) * math.sqrt(self.variance)
+        half = _quantile(alpha) * math.sqrt(self.variance)
         return Interval(self.value - half, self.value + half)
 
 
@@ -67,12 +69,12 @@ class Difference:
 
     def interval(self, alpha: float) -> Interval:
         """Of the absolute difference, looked at once."""
-        half = float(stats.norm.isf(alpha / 2)) * math.sqrt(self.variance)
+        half = _quantile(alpha) * math.sqrt(self.variance)
         return Interval(self.absolute - half, self.absolute + half)
 
     def relative_interval(self, alpha: float) -> Interval:
         """Of the lift, looked at once."""
-        half = float(stats.norm.isf(alpha / 2)) * math.sqrt(self.relative_variance)
+        half = _quantile(alpha) * math.sqrt(self.relative_variance)
         return Interval(self.relative - half, self.relative + half)
 
     @property
@@ -80,7 +82,7 @@ class Difference:
         """Two-sided, of no difference, looked at once; NaN where nothing can be said."""
         if not self.variance > 0.0:
             return math.nan
-        return float(2.0 * stats.norm.sf(abs(self.absolute) / math.sqrt(self.variance)))
+        return float(2.0 * special.ndtr(-abs(self.absolute) / math.sqrt(self.variance)))
 
 
 def estimate(numerators: FloatArray, denominators: FloatArray) -> Estimate:
@@ -220,8 +222,13 @@ def sample_ratio(user_counts: Sequence[int], weights: Sequence[float]) -> Sample
     expected = [total * weight / scale for weight in weights]
     if total == 0 or len(weights) == 1:
         return SampleRatio(tuple(expected), math.nan, False)
-    p_value = float(stats.chisquare(user_counts, expected).pvalue)
+    distance = sum((own - mean) ** 2 / mean for own, mean in zip(user_counts, expected, strict=True))
+    p_value = float(special.chdtrc(len(weights) - 1, distance))
     return SampleRatio(tuple(expected), p_value, p_value < SRM_THRESHOLD)
+
+
+def _quantile(alpha: float) -> float:
+    return -float(special.ndtri(alpha / 2))
 
 
 def _influence(numerators: FloatArray, denominators: FloatArray, value: float) -> FloatArray:

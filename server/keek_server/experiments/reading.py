@@ -218,7 +218,7 @@ async def _pages(
 
 
 def _propensity(source: int, logged: Sequence[float | None]) -> float:
-    """Where nothing was left to chance, a slot's own source was certain; of another one that filled it, nothing
+    """Where nothing was left to chance, a slot's own source was certain; of another that filled it nothing
     is known."""
     if logged:
         return float("nan") if logged[0] is None else logged[0]
