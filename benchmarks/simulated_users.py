@@ -8,7 +8,7 @@ import numpy as np
 
 from keek_server.experiments.logs import Exposures, FloatArray, Int64Array
 from keek_server.experiments.split_replay import Split
-from keek_server.feed.mixing import slot_layout
+from keek_server.feed.mixing import slots_of
 from keek_server.feed.types import FeedSource
 
 _PAGE: Final = 10
@@ -123,6 +123,6 @@ class Viewers:
 
 def _quota(trending_share: float, firsts: Int64Array) -> FloatArray:
     """[n, slots]: 1 where a slot is kept for trending."""
-    table = np.array([slot_layout(trending_share, _PAGE * page, _PAGE) for page in range(_PAGES)])
+    table = np.array([slots_of(trending_share, _PAGE * page, _PAGE) for page in range(_PAGES)])
     quota: FloatArray = (table == FeedSource.TRENDING)[firsts // _PAGE].astype(np.float64)
     return quota

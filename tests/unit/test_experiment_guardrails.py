@@ -62,6 +62,18 @@ def test_what_is_spoilt_stops_that_arm_alone_and_says_why(name: str) -> None:
         assert stopped == {"short feeds"}
 
 
+def test_what_has_no_bound_is_not_watched_and_a_bound_may_be_nothing_at_all() -> None:
+    health = healthy(np.random.default_rng(6), 3_000)
+    bounds = Bounds(latency_relative=0.0, slow_share=None, short_share=None, degraded_share=None)
+    (own,) = judge(health, 2, bounds)
+    assert [guardrail.name for guardrail in own.guardrails] == ["mean latency in ms", "empty feeds"]
+    assert own.guardrails[0].verdict is Verdict.UNKNOWN
+    slow = replace(health, latencies_ms=np.where(health.arms == 1, 1.2, 1.0) * health.latencies_ms)
+    assert judge(slow, 2, bounds)[0].verdict is Verdict.STOP
+    nothing = judge(health, 2, Bounds(None, None, None, None, None))[0]
+    assert (nothing.verdict, nothing.guardrails) == (Verdict.OK, ())
+
+
 def test_few_users_decide_nothing_even_where_nothing_bad_was_seen() -> None:
     health = healthy(np.random.default_rng(3), 120)
     (few,) = judge(health, 2)

@@ -1,6 +1,7 @@
 """Ratios by user, their differences, CUPED, sample ratios, and tests that may be looked at at any time."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -166,8 +167,12 @@ def test_a_broken_ratio_is_told_from_a_whole_one() -> None:
     assert not sample_ratio([900, 100], [9, 1]).is_broken
     assert sample_ratio([900, 100], [0.5, 0.5]).is_broken
     assert not sample_ratio([0, 0], [1, 1]).is_broken
-    for weights in ([1.0], [1.0, 0.0]):
-        with pytest.raises(InvalidArgumentError, match="one positive weight an arm"):
+    # Testers alone see an arm without a weight.
+    assert sample_ratio([500, 480, 7], [1, 1, 0]) == replace(
+        sample_ratio([500, 480], [1, 1]), expected=(490.0, 490.0, 0.0)
+    )
+    for weights in ([1.0], [1.0, -1.0]):
+        with pytest.raises(InvalidArgumentError, match="weights: must be one an arm, and not negative"):
             sample_ratio([1, 1], weights)
 
 

@@ -12,7 +12,7 @@ from keek_server.errors import FailedPreconditionError, InvalidArgumentError
 from keek_server.experiments.logs import Exposures
 from keek_server.experiments.offpolicy import Predictions, Replay, replay
 from keek_server.experiments.split_replay import Split, replay_split
-from keek_server.feed.mixing import slot_layout
+from keek_server.feed.mixing import slots_of
 from keek_server.feed.types import FeedSource
 
 P, T = FeedSource.PERSONALISED, FeedSource.TRENDING
@@ -77,9 +77,9 @@ def test_another_split_is_found_from_explored_feeds() -> None:
     deep, shallow, covered, runs = [], [], 0, 12
     for _ in range(runs):
         exposures, rewards = viewers.log(rng, Split(0.3, 0.2))
-        own = replay_split(exposures, rewards, Split(0.4), slot_layout)
+        own = replay_split(exposures, rewards, Split(0.4), slots_of)
         deep.append(values(own))
-        shallow.append(values(replay_split(exposures, rewards, Split(0.4), slot_layout, by_depth=False)))
+        shallow.append(values(replay_split(exposures, rewards, Split(0.4), slots_of, by_depth=False)))
         assert own.mean_weight == pytest.approx(1.0, abs=0.1)
         assert own.left_out_share == 0.0
         interval = own.ips.lift_interval
@@ -113,9 +113,9 @@ def tiny(sources: list[list[FeedSource]], quota: list[FeedSource], exploration: 
 
 def test_weights_are_exact_over_all_feeds_that_could_be_served() -> None:
     """Every possible feed once, earning its probability times what source, depth and place earn."""
-    quota, length, exploration = list(slot_layout(0.3, 0, 4)), 4, 0.3
+    quota, length, exploration = list(slots_of(0.3, 0, 4)), 4, 0.3
     target = Split(0.6, 0.1)
-    wanted = slot_layout(0.6, 0, length)
+    wanted = slots_of(0.6, 0, length)
     every = [list(feed) for feed in product((P, T), repeat=length)]
 
     def probability(feed: list[FeedSource], own: list[FeedSource], e: float) -> float:
@@ -134,24 +134,24 @@ def test_weights_are_exact_over_all_feeds_that_could_be_served() -> None:
         tiny(every, quota, exploration),
         (of_log[:, None] * rewards).reshape(-1) * len(every),
         target,
-        slot_layout,
+        slots_of,
     )
     assert own.ips.estimate.value == pytest.approx(truth, rel=1e-5)
     naive = replay_split(
         tiny(every, quota, exploration),
         (of_log[:, None] * rewards).reshape(-1) * len(every),
         target,
-        slot_layout,
+        slots_of,
         by_depth=False,
     )
     assert abs(naive.ips.estimate.value / truth - 1.0) > 0.01
 
 
 def test_slots_that_another_source_filled_and_feeds_without_exploration_are_left_out() -> None:
-    quota = list(slot_layout(0.3, 0, 4))
+    quota = list(slots_of(0.3, 0, 4))
     explored = tiny([[P, P, P, T], [P, T, P, T], [T, P, P, P], [P, P, T, T]], quota, 0.2)
     rewards = np.arange(16.0)
-    assert replay_split(explored, rewards, Split(0.5), slot_layout).slot_count == 16
+    assert replay_split(explored, rewards, Split(0.5), slots_of).slot_count == 16
     sources, propensities = explored.sources.copy(), explored.source_propensities.copy()
     # A refilled slot, and one that popular videos filled.
     propensities[2] = np.nan
@@ -160,26 +160,26 @@ def test_slots_that_another_source_filled_and_feeds_without_exploration_are_left
         replace(explored, sources=sources, source_propensities=propensities),
         rewards,
         Split(0.5),
-        slot_layout,
+        slots_of,
     )
     assert (own.slot_count, own.left_out_share) == (14, pytest.approx(2 / 16))
     # The last feed was served without.
     propensities = explored.source_propensities.copy()
     propensities[12:] = 1.0
-    own = replay_split(replace(explored, source_propensities=propensities), rewards, Split(0.5), slot_layout)
+    own = replay_split(replace(explored, source_propensities=propensities), rewards, Split(0.5), slots_of)
     assert own.slot_count == 12
     with pytest.raises(FailedPreconditionError, match="serve with some exploration first"):
         replay_split(
-            replace(explored, source_propensities=np.ones(16, np.float32)), rewards, Split(0.5), slot_layout
+            replace(explored, source_propensities=np.ones(16, np.float32)), rewards, Split(0.5), slots_of
         )
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    explored = tiny([[P, P, P, T]], list(slot_layout(0.3, 0, 4)), 0.2)
+    explored = tiny([[P, P, P, T]], list(slots_of(0.3, 0, 4)), 0.2)
     for split in (Split(1.1), Split(0.3, -0.1), Split(math.nan)):
         with pytest.raises(InvalidArgumentError, match=r"split\.\w+: must lie in \[0, 1\]"):
-            replay_split(explored, np.zeros(4), split, slot_layout)
+            replay_split(explored, np.zeros(4), split, slots_of)
     with pytest.raises(InvalidArgumentError, match="rewards: must be as many as slots"):
-        replay_split(explored, np.zeros(3), Split(0.3), slot_layout)
+        replay_split(explored, np.zeros(3), Split(0.3), slots_of)
     with pytest.raises(InvalidArgumentError, match="target: must lie in"):
         replay(np.zeros(1, np.int64), np.ones(1), np.ones(1), np.array([1.5]))

@@ -166,6 +166,15 @@ def test_sums_are_of_the_arm_seen_first_and_a_kind_counts_once_a_slot() -> None:
     )
 
 
+def test_since_the_weights_changed_what_was_before_counts_neither_way() -> None:
+    exposures = exposed((5, -1, 50, [1]), (5, 0, 150, [2]), (5, 1, 250, [3, 4]), (6, 1, 150, [5]))
+    interactions = interacted((5, 1, LIKE, 60), (5, 2, LIKE, 160), (5, 3, LIKE, 260), (6, 5, LIKE, 300))
+    totals = user_totals(exposures, interactions, start_us=100, since_us=200, window_us=1_000)
+    assert (totals.users.tolist(), totals.arms.tolist(), totals.moved_count) == ([5], [1], 0)
+    assert [totals.sums[name].tolist() for name in ("feeds", "slots", "likes")] == [[1], [2], [1]]
+    assert [totals.before[name].tolist() for name in ("feeds", "slots", "likes")] == [[1], [1], [1]]
+
+
 def test_a_slot_earns_the_weights_of_what_it_caused() -> None:
     exposures = exposed((5, 1, 150, [1, 2]), (6, 1, 150, [1]))
     interactions = interacted((5, 2, LIKE, 160), (5, 2, VIEW, 161), (5, 2, VIEW, 162), (6, 1, SKIP, 170))

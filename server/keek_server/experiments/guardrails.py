@@ -17,6 +17,8 @@ from keek_server.experiments.logs import BoolArray, Float32Array, FloatArray, In
 from keek_server.experiments.sequential import confidence_sequence
 
 _SLOW_QUANTILE: Final = 0.99
+_LEAST_TAU: Final = 0.01
+"""Of the mixtures, which are about as wide as what is allowed; that may be nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +41,17 @@ class FeedHealth:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much worse than the control an arm may be."""
+    """How much worse than the control an arm may be; what is None is not watched."""
 
-    latency_relative: float = 0.10
+    latency_relative: float | None = 0.10
     """Of the mean latency, as a share of the control's."""
-    slow_share: float = 0.01
+    slow_share: float | None = 0.01
     """Of feeds slower than the control's 99th percentile, of which the control has 0.01: twice as many by
     default. That is a bound on the 99th percentile, as a share that can be tested."""
-    empty_share: float = 0.005
-    short_share: float = 0.02
+    empty_share: float | None = 0.005
+    short_share: float | None = 0.02
     """Of feeds with fewer videos than were asked for, empty ones included."""
-    degraded_share: float = 0.02
+    degraded_share: float | None = 0.02
     min_users: int = 100
     """With fewer in either arm nothing is said."""
     alpha: float = 0.01
@@ -125,15 +127,17 @@ def _measures(health: FeedHealth, control: int, bounds: Bounds) -> list[tuple[st
     latencies = health.latencies_ms.astype(np.float64)
     of_control = latencies[health.arms == control]
     slow_ms = float(np.quantile(of_control, _SLOW_QUANTILE)) if len(of_control) else math.inf
-    shares = [
-        ("slow feeds", latencies > slow_ms, bounds.slow_share),
-        ("empty feeds", health.served == 0, bounds.empty_share),
-        ("short feeds", health.served < health.asked, bounds.short_share),
-        ("degraded feeds", health.is_degraded, bounds.degraded_share),
+    measures = [
+        ("mean latency in ms", latencies, bounds.latency_relative, True),
+        ("slow feeds", latencies > slow_ms, bounds.slow_share, False),
+        ("empty feeds", health.served == 0, bounds.empty_share, False),
+        ("short feeds", health.served < health.asked, bounds.short_share, False),
+        ("degraded feeds", health.is_degraded, bounds.degraded_share, False),
     ]
     return [
-        ("mean latency in ms", latencies, bounds.latency_relative, True),
-        *((name, values.astype(np.float64), bound, False) for name, values, bound in shares),
+        (name, values.astype(np.float64), bound, is_relative)
+        for name, values, bound, is_relative in measures
+        if bound is not None
     ]
 
 
@@ -178,9 +182,10 @@ def _guardrail(
 
 
 def _sequence(difference: Difference, bound: float, alpha: float, *, is_relative: bool) -> Interval:
+    tau = max(bound, _LEAST_TAU)
     if is_relative:
-        return confidence_sequence(difference.relative, difference.relative_variance, bound, alpha)
-    return confidence_sequence(difference.absolute, difference.variance, bound, alpha)
+        return confidence_sequence(difference.relative, difference.relative_variance, tau, alpha)
+    return confidence_sequence(difference.absolute, difference.variance, tau, alpha)
 
 
 def _together(arm: int, guardrails: list[Guardrail]) -> ArmVerdict:

@@ -13,6 +13,7 @@ Efficient Online Controlled Experiments" (WSDM 2018).
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import Final
 
 import numpy as np
@@ -210,20 +211,21 @@ def sample_ratio(user_counts: Sequence[int], weights: Sequence[float]) -> Sample
 
     Args:
         user_counts: Of each arm.
-        weights: What each arm should have had, in any unit. Where weights were changed, give the sum over the
-            times between of new users times weights.
+        weights: What each arm should have had, in any unit. An arm of weight 0 is left out: testers alone see
+        it.
 
     Raises:
-        InvalidArgumentError: When the two are not of one length, or a weight is not positive.
+        InvalidArgumentError: When the two are not of one length, or a weight is negative.
     """
-    if len(user_counts) != len(weights) or not all(weight > 0.0 for weight in weights):
-        raise InvalidArgumentError.of("weights", "must be one positive weight an arm")
-    total, scale = sum(user_counts), sum(weights)
-    expected = [total * weight / scale for weight in weights]
-    if total == 0 or len(weights) == 1:
+    if len(user_counts) != len(weights) or not all(weight >= 0.0 for weight in weights):
+        raise InvalidArgumentError.of("weights", "must be one an arm, and not negative")
+    total, scale = sum(compress(user_counts, weights)), sum(weights)
+    expected = [total * weight / scale if weight else 0.0 for weight in weights]
+    tested = [(own, mean) for own, mean in zip(user_counts, expected, strict=True) if mean]
+    if len(tested) < 2:
         return SampleRatio(tuple(expected), math.nan, False)
-    distance = sum((own - mean) ** 2 / mean for own, mean in zip(user_counts, expected, strict=True))
-    p_value = float(special.chdtrc(len(weights) - 1, distance))
+    distance = sum((own - mean) ** 2 / mean for own, mean in tested)
+    p_value = float(special.chdtrc(len(tested) - 1, distance))
     return SampleRatio(tuple(expected), p_value, p_value < SRM_THRESHOLD)
 
 

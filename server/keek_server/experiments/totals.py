@@ -63,6 +63,7 @@ def user_totals(
     *,
     start_us: int,
     window_us: int,
+    since_us: int | None = None,
     weights: Mapping[InteractionKind, float] = DEFAULT_WEIGHTS,
 ) -> UserTotals:
     """Sums by user.
@@ -75,6 +76,10 @@ def user_totals(
         interactions: Of the same time.
         start_us: When the experiment began; feeds before count as the time before, whatever their arm.
         window_us: How long after a feed it may have caused an interaction.
+        since_us: When the arms got their weights of now, where that was later than the start; feeds from
+        before
+            are left out. Else an arm that grew would have more users of whom only a short time is known, and
+            one that shrank has lost those who came back.
         weights: Of kinds in the north star.
 
     Raises:
@@ -82,7 +87,8 @@ def user_totals(
     """
     if not all(np.isfinite(weight) and weight >= 0.0 for weight in weights.values()):
         raise InvalidArgumentError.of("weights", "must be finite and not negative")
-    taking_part = (exposures.times_us >= start_us) & (exposures.arms >= 0)
+    first_us = start_us if since_us is None else max(start_us, since_us)
+    taking_part = (exposures.times_us >= first_us) & (exposures.arms >= 0)
     users, arms = _first_arms(exposures, taking_part)
     places = _places(users, exposures.users)
     in_arm = taking_part & (places >= 0) & (exposures.arms == arms[places] if len(users) else False)

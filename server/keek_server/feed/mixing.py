@@ -58,7 +58,7 @@ class QuotaSelector:
     def select(self, context: FeedContext, candidates: list[Candidate]) -> Selection:
         """See `Selector`; the candidates of each source best first."""
         parameters, page_size = context.parameters, context.query.page_size
-        quota = slot_layout(parameters.trending_share(page_size), len(context.query.served), page_size)
+        quota = slots_of(parameters.trending_share(page_size), len(context.query.served), page_size)
         slots = _explored(quota, parameters.exploration) if parameters.exploration else quota
         page = _Page(slots, candidates, parameters.per_owner_cap)
         # What trends fills its own slots first: a video that is also personal to the user would
@@ -97,7 +97,7 @@ def _propensities(
 
 
 @lru_cache(_SLOTS_REMEMBERED)
-def slot_layout(trending_share: float, first: int, count: int) -> tuple[FeedSource, ...]:
+def slots_of(trending_share: float, first: int, count: int) -> tuple[FeedSource, ...]:
     """Which source each slot belongs to; `first` slots stood on earlier pages.
 
     Slot i is trending where i * share passes a whole number, so that every stretch of
