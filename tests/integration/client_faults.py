@@ -38,7 +38,7 @@ class Faults:
     cut_uploads: deque[tuple[int, Fault]] = field(default_factory=deque)
     """The next calls of UploadVideo end like this, when so many bytes have arrived in the call."""
     lost_acknowledgements: int = 0
-    """The next uploads or deletions that are done are answered with UNAVAILABLE."""
+    """The next uploads, deletions or changes of experiments that are done are answered with UNAVAILABLE."""
     uploaded_bytes: int = 0
     """All that has arrived, more than once or not."""
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import grpc
 from client_catalogue import BAD_FILE, PART_BYTES, Search, Videos
+from client_experiments import Experiments
 from client_faults import Fault, Faults, bad_request, error_info, page_of, retry_info, status_metadata
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
 from keek.v1 import (
+    experiment_service_pb2_grpc,
     feed_service_pb2,
     feed_service_pb2_grpc,
     interaction_service_pb2,
@@ -195,6 +197,7 @@ class Server:
     interactions: Interactions
     videos: Videos
     search: Search
+    experiments: Experiments
     health: health_aio.HealthServicer
 
     @property
@@ -213,13 +216,14 @@ async def serve(
     faults = before.faults if before else Faults()
     interactions, health = Interactions(faults), health_aio.HealthServicer()
     videos = before.videos if before else Videos(faults)
-    search = Search(faults, CORPUS)
+    search, experiments = Search(faults, CORPUS), Experiments(faults)
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", 9 << 20)])
     feed_service_pb2_grpc.add_FeedServiceServicer_to_server(Feeds(faults), server)
     interaction_service_pb2_grpc.add_InteractionServiceServicer_to_server(interactions, server)
     video_service_pb2_grpc.add_VideoServiceServicer_to_server(videos, server)
     search_service_pb2_grpc.add_SearchServiceServicer_to_server(search, server)
     trending_service_pb2_grpc.add_TrendingServiceServicer_to_server(Trending(faults), server)
+    experiment_service_pb2_grpc.add_ExperimentServiceServicer_to_server(experiments, server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     address = f"127.0.0.1:{port}"
     if credentials is None:
@@ -228,7 +232,7 @@ async def serve(
         port = server.add_secure_port(address, credentials)
     await server.start()
     try:
-        yield Server(port, faults, interactions, videos, search, health)
+        yield Server(port, faults, interactions, videos, search, experiments, health)
     finally:
         await server.stop(grace=None)
 

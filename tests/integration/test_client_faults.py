@@ -29,6 +29,8 @@ IDEMPOTENT_CALLS = [
     ("SearchVideos", "search_videos", ("a cat",)),
     ("ListSimilarVideos", "list_similar_videos", ("v1",)),
     ("FindAudience", "find_audience", ("v1",)),
+    ("ListExperiments", "list_experiments", ()),
+    ("CreateExperiment", "create_experiment", (keek.ExperimentDefinition(experiment_id="e1"),)),
 ]
 
 

@@ -32,6 +32,17 @@ from keek.errors import (
 )
 from keek.messages import Recorded, RecordOptions, interaction
 from keek.queries import SearchOptions
+from keek.v1.experiment_service_pb2 import (
+    Adaptation,
+    Arm,
+    ArmOverride,
+    Audience,
+    Experiment,
+    ExperimentDefinition,
+    ExperimentState,
+    FeedParameters,
+    Guardrails,
+)
 from keek.v1.feed_service_pb2 import FeedItem, FeedSource
 from keek.v1.interaction_service_pb2 import Interaction, InteractionKind
 from keek.v1.release_service_pb2 import Release, ReleaseState, Rollout, TrialKind
@@ -43,7 +54,11 @@ from keek.v1.video_service_pb2 import Video, VideoState
 __version__ = VERSION
 
 __all__ = [
+    "Adaptation",
     "AlreadyExistsError",
+    "Arm",
+    "ArmOverride",
+    "Audience",
     "CallCancelledError",
     "CallError",
     "ChangeOptions",
@@ -52,12 +67,17 @@ __all__ = [
     "ClientStateError",
     "DeadlineExceededError",
     "ErrorDetails",
+    "Experiment",
+    "ExperimentDefinition",
+    "ExperimentState",
     "FailedPreconditionError",
     "FeedItem",
+    "FeedParameters",
     "FeedSource",
     "FieldViolation",
     "FileChangedError",
     "FoundVideo",
+    "Guardrails",
     "Interaction",
     "InteractionKind",
     "InternalError",

@@ -1,5 +1,6 @@
 """The asyncio client: `keek.Client` with `await`."""
 
+from keek.asynchronous.experiments import ExperimentCalls
 from keek.asynchronous.feeds import FeedCalls
 from keek.asynchronous.interactions import InteractionCalls
 from keek.asynchronous.releases import ReleaseCalls
@@ -9,7 +10,16 @@ from keek.asynchronous.uploads import UploadCalls
 from keek.asynchronous.videos import VideoCalls
 
 
-class Client(FeedCalls, InteractionCalls, VideoCalls, UploadCalls, SearchCalls, TrendingCalls, ReleaseCalls):
+class Client(
+    FeedCalls,
+    InteractionCalls,
+    VideoCalls,
+    UploadCalls,
+    SearchCalls,
+    TrendingCalls,
+    ReleaseCalls,
+    ExperimentCalls,
+):
     """An asyncio client of one Keek deployment, for one event loop.
 
         async with keek.aio.Client("keek:50051") as client:

@@ -20,9 +20,10 @@ _MIB: Final = 1 << 20
 class RetryPolicy:
     """When a call is made again: on UNAVAILABLE, within the call's own deadline.
 
-    Every call of Keek may be repeated, because interactions carry an `event_id`, and changes of
-    videos and releases a `request_id`. A stream is retried until its first message has arrived.
-    The waits grow by `backoff_multiplier` and vary by 20 %. An upload goes on where it was cut off.
+    Every call of Keek may be repeated, because interactions carry an `event_id`, changes of videos
+    and releases a `request_id`, and changes of experiments say what is to be. A stream is retried
+    until its first message has arrived. The waits grow by `backoff_multiplier` and vary by 20 %. An
+    upload goes on where it was cut off.
     """
 
     max_attempts: int = 4
@@ -91,6 +92,13 @@ class Timeouts:
     """The whole stream, which has no end of its own; then watch again."""
     diff_releases_s: float = 120.0
     """The server opens both releases first, and makes two feeds of each user."""
+    list_experiments_s: float = 5.0
+    """One page."""
+    get_experiment_s: float = 5.0
+    change_experiment_s: float = 15.0
+    """One SQL transaction."""
+    get_experiment_report_s: float = 120.0
+    """The server reads what the experiment's users were shown and did."""
     check_health_s: float = 2.0
 
 

@@ -1,5 +1,6 @@
 """The blocking client."""
 
+from keek.blocking.experiments import ExperimentCalls
 from keek.blocking.feeds import FeedCalls
 from keek.blocking.interactions import InteractionCalls
 from keek.blocking.releases import ReleaseCalls
@@ -9,7 +10,16 @@ from keek.blocking.uploads import UploadCalls
 from keek.blocking.videos import VideoCalls
 
 
-class Client(FeedCalls, InteractionCalls, VideoCalls, UploadCalls, SearchCalls, TrendingCalls, ReleaseCalls):
+class Client(
+    FeedCalls,
+    InteractionCalls,
+    VideoCalls,
+    UploadCalls,
+    SearchCalls,
+    TrendingCalls,
+    ReleaseCalls,
+    ExperimentCalls,
+):
     """A blocking client of one Keek deployment; threads may share it.
 
         with keek.Client("keek:50051") as client:

@@ -70,8 +70,8 @@ class BaseConnection(abc.ABC, Generic[Channel, Stubs]):
             target: `host:port`; a DNS name with several addresses uses all of them in turn. Any
                 gRPC target is taken, as `ipv4:10.0.0.1:50051,10.0.0.2:50051`.
             credentials: For TLS, as `grpc.ssl_channel_credentials()`; None speaks plain text.
-            admin_token: For calls that need it, those that change which release serves; sent with
-                no others. Without TLS whoever can read the network can read it.
+            admin_token: For calls that need it, those that change which release serves, or an
+                experiment; sent with no others. Without TLS whoever can read the network can read it.
             retry: When calls are made again; None means never.
             timeouts: Deadlines of calls that give no `timeout_s`.
             options: gRPC channel arguments by name, over `keek.channel.DEFAULT_OPTIONS`.

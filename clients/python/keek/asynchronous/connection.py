@@ -13,6 +13,7 @@ from keek import wire
 from keek.channel import Metadata
 from keek.connection import BaseConnection, PageRequest, PageResponse, turn_page
 from keek.errors import CallCancelledError, ClientStateError, DeadlineExceededError, translated
+from keek.v1.experiment_service_pb2_grpc import ExperimentServiceStub
 from keek.v1.feed_service_pb2_grpc import FeedServiceStub
 from keek.v1.interaction_service_pb2_grpc import InteractionServiceStub
 from keek.v1.release_service_pb2_grpc import ReleaseServiceStub
@@ -22,6 +23,7 @@ from keek.v1.video_service_pb2_grpc import VideoServiceStub
 
 if TYPE_CHECKING:
     # These exist for type checkers alone: at run time the stubs of both stacks are one.
+    from keek.v1.experiment_service_pb2_grpc import ExperimentServiceAsyncStub
     from keek.v1.feed_service_pb2_grpc import FeedServiceAsyncStub
     from keek.v1.interaction_service_pb2_grpc import InteractionServiceAsyncStub
     from keek.v1.release_service_pb2_grpc import ReleaseServiceAsyncStub
@@ -71,6 +73,7 @@ class Stubs:
     search: "SearchServiceAsyncStub"
     trending: "TrendingServiceAsyncStub"
     releases: "ReleaseServiceAsyncStub"
+    experiments: "ExperimentServiceAsyncStub"
     health_check: Method[Any, Any]
 
     @classmethod
@@ -83,6 +86,7 @@ class Stubs:
             SearchServiceStub(channel),
             TrendingServiceStub(channel),
             ReleaseServiceStub(channel),
+            ExperimentServiceStub(channel),
             channel.unary_unary(
                 wire.HEALTH_CHECK,
                 request_serializer=wire.HealthCheckRequest.SerializeToString,

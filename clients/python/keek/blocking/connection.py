@@ -12,6 +12,7 @@ from keek import wire
 from keek.channel import Metadata
 from keek.connection import BaseConnection, PageRequest, PageResponse, turn_page
 from keek.errors import translated
+from keek.v1.experiment_service_pb2_grpc import ExperimentServiceStub
 from keek.v1.feed_service_pb2_grpc import FeedServiceStub
 from keek.v1.interaction_service_pb2_grpc import InteractionServiceStub
 from keek.v1.release_service_pb2_grpc import ReleaseServiceStub
@@ -61,6 +62,7 @@ class Stubs:
     search: SearchServiceStub
     trending: TrendingServiceStub
     releases: ReleaseServiceStub
+    experiments: ExperimentServiceStub
     health_check: Method[Any, Any]
 
     @classmethod
@@ -73,6 +75,7 @@ class Stubs:
             SearchServiceStub(channel),
             TrendingServiceStub(channel),
             ReleaseServiceStub(channel),
+            ExperimentServiceStub(channel),
             channel.unary_unary(
                 wire.HEALTH_CHECK,
                 request_serializer=wire.HealthCheckRequest.SerializeToString,
