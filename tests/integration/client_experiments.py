@@ -39,7 +39,7 @@ class Experiments(experiment_service_pb2_grpc.ExperimentServiceServicer):
         if known is not None and known.definition != definition:
             await _refuse(context, grpc.StatusCode.ALREADY_EXISTS, "there is another one of this id")
         made = pb.Experiment(definition=definition, state=ExperimentState.EXPERIMENT_STATE_DRAFT)
-        made.create_time.FromSeconds(len(self.stored))
+        made.create_time.FromSeconds(1 + len(self.stored))
         experiment = self.stored.setdefault(definition.experiment_id, made)
         await self._acknowledge(context)
         return pb.CreateExperimentResponse(experiment=experiment)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from keek.cli.admin import HINT, BadTokenError, admin_token
+from keek.cli.documents import BadDocumentError
 from keek.cli.output import note, problem
 from keek.cli.parser import make_parser
 from keek.client import Client
@@ -53,7 +54,7 @@ def _run(arguments: argparse.Namespace) -> int:
             return code
     except CallError as error:
         note(f"keek: {_explained(error, arguments.target)}")
-    except (FileChangedError, BadTokenError) as error:
+    except (FileChangedError, BadTokenError, BadDocumentError) as error:
         note(f"keek: {error}")
     except BrokenPipeError:
         raise

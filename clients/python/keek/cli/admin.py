@@ -15,6 +15,17 @@ class BadTokenError(Exception):
     """What was given is no token; the message says where it came from."""
 
 
+def add_admin(parser: argparse.ArgumentParser) -> None:
+    """For a command that needs the token."""
+    parser.set_defaults(admin=True)
+    parser.add_argument(
+        "--admin-token-file",
+        metavar="FILE",
+        type=Path,
+        help="holds the admin token; $KEEK_ADMIN_TOKEN, or the file $KEEK_ADMIN_TOKEN_FILE, when not given",
+    )
+
+
 def admin_token(arguments: argparse.Namespace) -> str | None:
     """The token for this command; None when it needs none, or when there is none.
 

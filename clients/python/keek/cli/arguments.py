@@ -10,6 +10,9 @@ DEFAULT_TARGET: Final = "localhost:50051"
 
 _INT32_MAX: Final = (1 << 31) - 1
 
+_MAX_HOURS: Final = 720.0
+"""Of a report's window, as the contract has it."""
+
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Options that may stand before the command and behind it."""
@@ -64,6 +67,18 @@ def number(text: str) -> float:
     # Also false for NaN.
     if not 0.0 <= value <= 1e12:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
+
+
+def hours(text: str) -> float:
+    """A time that a report may look back."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    # Also false for NaN.
+    if not 0.0 < value <= _MAX_HOURS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of hours of at most {_MAX_HOURS:g}")
     return value
 
 

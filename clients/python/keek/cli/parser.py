@@ -18,6 +18,7 @@ from keek.cli.arguments import (
     query,
     tags,
 )
+from keek.cli.experiments_parser import add_experiments
 from keek.cli.importing import DESCRIPTION, import_videos
 from keek.cli.releases_parser import add_releases
 from keek.client import Client
@@ -46,6 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_videos(command)
     _add_search(command)
     add_releases(command)
+    add_experiments(command)
     return parser
 
 

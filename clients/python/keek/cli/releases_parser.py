@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from keek.cli import releases
+from keek.cli.admin import add_admin
 from keek.cli.arguments import add_common, identifier, percentage, positive, seconds
 from keek.client import Client
 
@@ -47,7 +48,7 @@ def _add_changes(action: Callable[..., argparse.ArgumentParser]) -> None:
         changing.add_argument(
             "--wait-s", type=seconds, default=30.0, help="how long to wait for all servers (30)"
         )
-        _add_admin(changing)
+        add_admin(changing)
 
 
 def _add_diff(action: Callable[..., argparse.ArgumentParser]) -> None:
@@ -58,14 +59,4 @@ def _add_diff(action: Callable[..., argparse.ArgumentParser]) -> None:
     users.add_argument("--users", type=identifier, help="separated by commas")
     users.add_argument("--users-file", metavar="FILE", type=Path, help="one a line")
     diff.add_argument("--page-size", type=positive, default=10, help="items of a feed (10)")
-    _add_admin(diff)
-
-
-def _add_admin(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(admin=True)
-    parser.add_argument(
-        "--admin-token-file",
-        metavar="FILE",
-        type=Path,
-        help="holds the admin token; $KEEK_ADMIN_TOKEN, or the file $KEEK_ADMIN_TOKEN_FILE, when not given",
-    )
+    add_admin(diff)
