@@ -47,21 +47,29 @@ _PLOTS: Final = ("curves", "popularity", "history", "new-videos")
 _QUICK_USERS: Final = 400
 _QUICK_EPOCHS: Final = 1
 
+CONFIGS: Final = Path(__file__).parent.parent / "training" / "configs"
+
 
 def main() -> None:
     """Prints one JSON object, also to benchmarks/results/, beside the report and its plots."""
     parser = argparse.ArgumentParser(description="Recommendation quality on public data")
     parser.add_argument("--data", choices=sorted(PROTOCOLS), required=True)
     parser.add_argument("--folder", type=Path, help="of the data set (default: its own in KEEK_TEST_DATA)")
-    parser.add_argument("--config", type=Path, help="of the training, as for keek-train train")
-    parser.add_argument("--seed", type=int, default=1, help="(default: 1)")
+    parser.add_argument(
+        "--config", type=Path, help="of the training (default: the data set's in training/configs/, if any)"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="of the training and of what is drawn (default: the config's)"
+    )
     parser.add_argument("--baselines-only", action="store_true", help="trains no model")
     parser.add_argument("--quick", action="store_true", help="few users, one pass, the first of each grid")
     arguments = parser.parse_args()
     log_to_stderr()
     folder = arguments.folder or _folder(arguments.data, parser)
     try:
-        _run(arguments, folder)
+        config = _config(arguments)
+        arguments.seed = config.seed
+        _run(arguments, folder, config)
     except KeekError as error:
         sys.exit(f"quality: {error}")
 
@@ -73,7 +81,16 @@ def _folder(data: str, parser: argparse.ArgumentParser) -> Path:
     return Path(root) / data
 
 
-def _run(arguments: argparse.Namespace, folder: Path) -> None:
+def _config(arguments: argparse.Namespace) -> TrainConfig:
+    """Of the training: what is given, or what is committed for the data set, or the defaults."""
+    own = CONFIGS / f"{arguments.data.removesuffix('-pure')}.yaml"
+    path = arguments.config or (own if own.is_file() else None)
+    config = TrainConfig.load(path) if path else TrainConfig()
+    given = {} if arguments.seed is None else {"seed": arguments.seed}
+    return config.model_copy(update=given | ({"epochs": _QUICK_EPOCHS} if arguments.quick else {}))
+
+
+def _run(arguments: argparse.Namespace, folder: Path, config: TrainConfig) -> None:
     protocol = PROTOCOLS[arguments.data](folder)
     if arguments.quick:
         protocol = some_users(protocol, _QUICK_USERS)
@@ -82,7 +99,7 @@ def _run(arguments: argparse.Namespace, folder: Path) -> None:
         settings = Settings(data_dir=Path(directory))
         run, train_s = None, None
         if not arguments.baselines_only:
-            run, train_s = _trained(protocol.split.training, arguments, settings)
+            run, train_s = _trained(protocol.split.training, config, settings)
         source = TowerSource.of_run(run) if run else None
         evaluation = evaluate(
             protocol.split.training,
@@ -97,16 +114,14 @@ def _run(arguments: argparse.Namespace, folder: Path) -> None:
     _write(arguments, protocol, evaluation, {"served_equals_offline": equal, "train_s": train_s})
 
 
-def _trained(training: Dataset, arguments: argparse.Namespace, settings: Settings) -> tuple[Run, float]:
+def _trained(training: Dataset, config: TrainConfig, settings: Settings) -> tuple[Run, float]:
     """A run, exported, and how long training took."""
     from keek_training.export import export
     from keek_training.train_run import train_run
 
-    config = TrainConfig.load(arguments.config) if arguments.config else TrainConfig()
-    given = {"seed": arguments.seed} | ({"epochs": _QUICK_EPOCHS} if arguments.quick else {})
     run = Run.named("quality", settings)
     started = time.monotonic()
-    train_run(training, config.model_copy(update=given), run)
+    train_run(training, config, run)
     train_s = time.monotonic() - started
     export(run)
     return run, round(train_s, 1)

@@ -13,7 +13,7 @@ from keek_server.settings import Settings
 from keek_server.storage.database import open_database
 from keek_training.clip.files import DEFAULT_NAME, ClipExport
 from keek_training.datasets.commands import Subparsers
-from keek_training.datasets.registry import open_dataset
+from keek_training.evaluation.public import ALL, FITS
 from keek_training.publishing.source import DEFAULT_HISTORY_LENGTH, TowerSource
 from keek_training.runs import Run
 
@@ -30,7 +30,17 @@ def add_arguments(subparsers: Subparsers) -> None:
     train.add_argument(
         "--from", dest="base", metavar="RUN", help="fine-tune this run, on what is new to it in the data"
     )
-    train.add_argument("--data", help="a data set as for import; the database when left out")
+    train.add_argument(
+        "--data",
+        metavar="SPEC|DIR",
+        help="a data set as for import, or the folder of a public one; the database when left out",
+    )
+    train.add_argument(
+        "--fit",
+        choices=FITS,
+        help="what of a public data set's folder: its training part, or everything without holding anything "
+        "out, for as many passes as the configuration's fit_epochs (default: training)",
+    )
     train.add_argument("--config", type=Path, help="YAML or JSON with what differs from the defaults")
     train.add_argument("--epochs", type=int, help="the most passes over the data")
     train.add_argument("--seed", type=int)
@@ -85,10 +95,12 @@ def run_train(arguments: argparse.Namespace, settings: Settings) -> int:
     from keek_training.config import TrainConfig
     from keek_training.fine_tuning import fine_tuning_config
     from keek_training.hourly.reading import LogData, read_all
-    from keek_training.run_data import DATA_SPEC, absolute_spec
+    from keek_training.run_data import open_data
     from keek_training.train_run import train_run
 
     given = {name: getattr(arguments, name) for name in ("epochs", "seed") if getattr(arguments, name)}
+    if arguments.fit == ALL:
+        given["validation_users"] = 0
     config = TrainConfig.load(arguments.config) if arguments.config else None
     run = Run.named(arguments.run, settings)
     base = Run.named(arguments.base, settings) if arguments.base else None
@@ -100,7 +112,9 @@ def run_train(arguments: argparse.Namespace, settings: Settings) -> int:
         config = fine_tuning_config(base, config)
     config = TrainConfig.of((config or TrainConfig()).model_dump() | given, "the options")
     if arguments.data:
-        data = LogData(open_dataset(arguments.data), {DATA_SPEC: absolute_spec(arguments.data)})
+        data = LogData(*open_data(arguments.data, arguments.fit))
+    elif arguments.fit:
+        raise SetupError("--fit needs --data, the folder of a public data set")
     elif base is None:
         data = asyncio.run(read_all(settings))
     else:

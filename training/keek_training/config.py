@@ -78,6 +78,9 @@ class TrainConfig(_Config):
     seed: int = 1
     epochs: Count = 6
     """The most passes over the data; early stopping ends sooner."""
+    fit_epochs: Count | None = None
+    """Passes where nothing is held out, as with `--fit all`: what early stopping found best where something
+    was. `epochs` when unset; the rate follows `epochs` in any case."""
     patience: Count = 3
     """Epochs without a better validation NDCG@10 before training stops."""
     batch_size: Count | None = None

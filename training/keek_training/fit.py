@@ -77,7 +77,7 @@ def fit(trained: Trained, batches: Batches) -> None:
     config, model = trained.config, trained.model
     trained.steps = len(batches)
     best_score, best_weights = -math.inf, model.get_weights()
-    for number in range(1, config.epochs + 1):
+    for number in range(1, _passes(trained) + 1):
         epoch = _epoch(trained, batches, number)
         trained.history.append(epoch)
         # Without validation every epoch counts as better than the one before.
@@ -90,10 +90,16 @@ def fit(trained: Trained, batches: Batches) -> None:
     model.set_weights(best_weights)
 
 
+def _passes(trained: Trained) -> int:
+    """The most there are; without validation, as many as were best where there was one."""
+    most, known = trained.config.epochs, trained.config.fit_epochs
+    return most if known is None or len(trained.parts.validation) else min(most, known)
+
+
 def _epoch(trained: Trained, batches: Batches, number: int) -> Epoch:
     started = time.monotonic()
     losses: list[float] = []
-    title = f"epoch {number}/{trained.config.epochs}"
+    title = f"epoch {number}/{_passes(trained)}"
     with tqdm(batches, title, leave=False, disable=None, unit="step") as bar:
         for batch in bar:
             losses.append(float(trained.model.train_on_batch(batch)))

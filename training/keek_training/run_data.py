@@ -9,13 +9,35 @@ from keek_server.releases.release import clip_is_read
 from keek_server.settings import Settings
 from keek_server.storage.database import open_database
 from keek_training.datasets.dataset import Dataset
-from keek_training.datasets.registry import open_dataset
+from keek_training.datasets.registry import FORMATS, open_dataset
 from keek_training.datasets.store import load_dataset
+from keek_training.evaluation.public import TRAINING, recognise
 from keek_training.hourly.state import LogRange
 from keek_training.runs import Run
 
 DATA_SPEC: Final = "data_spec"
 """In a run's metrics: the data set that it was trained on, where that was not the log."""
+FIT: Final = "fit"
+"""In a run's metrics: what of a public data set's folder was fitted."""
+
+
+def open_data(spec: str, fit: str | None = None) -> tuple[Dataset, dict[str, str]]:
+    """The data set to train on, and what a run's metrics say of where it comes from.
+
+    Args:
+        spec: FORMAT:PATH as for an import, which is read whole; or the plain folder of a public data set.
+        fit: What of such a folder; its training part by default.
+
+    Raises:
+        SetupError: When it cannot be read, or `fit` is given for what has no such parts.
+    """
+    folder = Path(spec).expanduser()
+    if spec.partition(":")[0] in FORMATS or not folder.is_dir():
+        if fit is not None:
+            raise SetupError(f"--fit is for the plain folder of a public data set, not for {spec}")
+        return open_dataset(spec), {DATA_SPEC: absolute_spec(spec)}
+    fit = fit or TRAINING
+    return recognise(folder).read(fit), {DATA_SPEC: str(folder.resolve()), FIT: fit}
 
 
 def absolute_spec(spec: str) -> str:
@@ -41,7 +63,7 @@ def read_training_data(run: Run, spec: str | None, settings: Settings) -> Datase
     metrics = run.read_metrics()
     spec = spec or metrics.get(DATA_SPEC)
     if spec is not None:
-        return open_dataset(spec)
+        return open_data(spec, metrics.get(FIT) if Path(spec).expanduser().is_dir() else None)[0]
     if "log" not in metrics:
         raise SetupError(f"run {run.name!r} does not say what it was trained on: name it by --data")
     log = LogRange.model_validate(metrics["log"])

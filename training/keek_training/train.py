@@ -121,8 +121,9 @@ def _remember(model: TwoTowers, catalogue: Catalogue, sequences: Sequences, coun
 def _metrics(trained: Trained, counts: Float32Array) -> dict[str, Any]:
     """What metrics.json says of the model, and of the popular list on the same requests."""
     metrics: dict[str, Any] = {"steps_per_epoch": trained.steps, "windows": len(trained.parts.training)}
-    if trained.best is None:
+    if not len(trained.parts.validation):
         return metrics
+    assert trained.best is not None
     baseline = quality(trained.sequences, trained.parts.validation, popular(counts))
     metrics |= trained.best.validation | baseline.as_metrics("popular_")
     metrics |= {"best_epoch": trained.best.epoch, "validation_users": len(trained.parts.validation)}

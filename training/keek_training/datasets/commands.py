@@ -52,7 +52,7 @@ def _add_import(subparsers: Subparsers) -> None:
         type=parse_columns,
         help="for table:DIR: where Keek's columns are, as user_id=uid,video_id=iid,kind==like",
     )
-    parser.add_argument("--part", choices=PARTS, help="for kuairand:DIR (default: train)")
+    parser.add_argument("--part", choices=PARTS, help="for kuairand:DIR and tiktok:DIR (default: train)")
 
 
 def _add_synth(subparsers: Subparsers) -> None:

@@ -9,6 +9,7 @@ from keek_training.datasets.dataset import Dataset
 from keek_training.datasets.synth import parse_config, synthesise
 
 FORMATS = ("kuairand", "movielens", "tiktok", "prototype", "table", "synth")
+_IN_PARTS = ("kuairand", "tiktok")
 
 
 def open_dataset(spec: str, *, columns: Mapping[str, str] | None = None, part: str | None = None) -> Dataset:
@@ -18,7 +19,7 @@ def open_dataset(spec: str, *, columns: Mapping[str, str] | None = None, part: s
         spec: `kuairand:DIR`, `movielens:DIR`, `tiktok:DIR`, `prototype:DIR`, `table:DIR`,
             `synth` or `synth:key=value,...`.
         columns: For `table`: from Keek's names of columns to the files' own.
-        part: For `kuairand`: `train`, which is the default, or `all`.
+        part: For `kuairand` and `tiktok`: `train`, which is the default, or `all`.
 
     Raises:
         SetupError: When no format has this name, the folder is missing or not of this
@@ -29,8 +30,8 @@ def open_dataset(spec: str, *, columns: Mapping[str, str] | None = None, part: s
         raise SetupError(f"no data set format {name!r}; a data set is FORMAT:PATH with {', '.join(FORMATS)}")
     if columns is not None and name != "table":
         raise SetupError(f"a column mapping is for table:PATH, not for {name}")
-    if part is not None and name != "kuairand":
-        raise SetupError(f"a part is for kuairand:PATH, not for {name}")
+    if part is not None and name not in _IN_PARTS:
+        raise SetupError(f"a part is for {' or '.join(f'{own}:PATH' for own in _IN_PARTS)}, not for {name}")
     if name == "synth":
         return synthesise(parse_config(argument))
     path = _folder(name, argument)
@@ -40,7 +41,7 @@ def open_dataset(spec: str, *, columns: Mapping[str, str] | None = None, part: s
         case "movielens":
             return movielens.read(path)
         case "tiktok":
-            return tiktok.read(path)
+            return tiktok.read(path, part or "train")
         case "prototype":
             return prototype.read(path)
         case _:

@@ -30,11 +30,15 @@ _SEED: Final = 1
 Pairs = npt.NDArray[np.int64]
 
 
-def read(path: Path) -> Dataset:
-    """Reads the part `trn` of a folder; the videos are all that have a vector.
+def read(path: Path, part: str = "train") -> Dataset:
+    """Reads a folder; the videos are all that have a vector.
 
     What is seen and what is heard, each of length 1, stand one behind the other where a video's clip vector
     does, filled up with zeros: the video tower reads them there.
+
+    Args:
+        path: The folder.
+        part: `train`: what is in `trn`. `all`: what is in `val`, too.
 
     Raises:
         SetupError: When the file is missing, or is not of this layout.
@@ -46,9 +50,12 @@ def read(path: Path) -> Dataset:
             f"{file}: visual and acoustic are no vectors of one set of videos, together at most 512 long"
         )
     count = len(content[0])
-    pairs = read_pairs(path, "trn")
+    names = _PARTS if part == "all" else _PARTS[:1]
+    pairs = np.concatenate([read_pairs(path, name) for name in names], axis=1)
     if pairs.size and int(pairs[1].max()) >= count:
-        raise SetupError(f"{file}: trn names the video {int(pairs[1].max())}, of which there is no vector")
+        raise SetupError(
+            f"{file}: {' or '.join(names)} names the video {int(pairs[1].max())}, of which there is no vector"
+        )
     users, videos = np.random.default_rng(_SEED).permutation(pairs, axis=1)
     ids = pa.array(np.arange(count)).cast(pa.string())
     dataset = assemble("tiktok", bare_videos(ids), _likes(users, videos))
