@@ -43,7 +43,7 @@ _SHOWN: Final = (
     "new_users_recall@10",
 )
 _COMPARED: Final = ("recall@10", "ndcg@10")
-_PLOTS: Final = ("curves", "popularity", "history", "new-videos")
+_PLOTS: Final = ("curves", "popularity", "history", "new-videos", "cold-start")
 _QUICK_USERS: Final = 400
 _QUICK_EPOCHS: Final = 1
 
@@ -185,6 +185,7 @@ def _write(
         "users": whole["users"],
         "targets": whole["targets"],
         "tuned": whole["tuned"],
+        "cold_start": whole["cold_start"],
         "intervals": {name: whole[name]["intervals"] for name in evaluation.rankings},
         **{name: whole[name] for name in ("index", "model_less_baseline") if name in whole},
     }
@@ -193,7 +194,7 @@ def _write(
     RESULTS.mkdir(exist_ok=True)
     facts = {"data": arguments.data, "split": split, "seed": arguments.seed}
     images = write_report(evaluation, whole, f"quality on {arguments.data}", facts, RESULTS / f"{name}.html")
-    for plot, image in zip(_PLOTS, images.values(), strict=True):
+    for plot, image in zip(_PLOTS, images.values(), strict=False):
         (RESULTS / f"{name}-{plot}.png").write_bytes(image)
     report(name, result)
 

@@ -200,7 +200,7 @@ def test_the_command_prints_json_and_writes_a_page_that_needs_nothing_else(
     assert result["targets_before_known"] == 0
     assert result["index"]["within_1_percent"]
     html = page.read_text("utf-8")
-    assert html.count("data:image/png;base64,") == 4
+    assert html.count("data:image/png;base64,") == 5
     assert 'src="http' not in html
     assert "markov" in html
 
@@ -253,3 +253,25 @@ def test_a_run_on_the_log_is_measured_with_what_it_had_read(whole: Dataset, tmp_
     run.write_metrics({}, [])
     with pytest.raises(SetupError, match="does not say what it was trained on"):
         read_training_data(run, None, own)
+
+
+def test_users_as_if_they_were_new_are_ranked_through_the_same_path(
+    evaluation: Evaluation, run: Run, split: Split
+) -> None:
+    lengths = [own.length for own in evaluation.cold]
+    assert lengths == [1, 3, 10]
+    one = evaluation.cold[0]
+    source = TowerSource.of_run(run)
+    corpus = corpus_of(split.training, onnx_tower(source, VIDEO_TOWER))
+    users = user_vectors(one.cases, corpus, onnx_tower(source, USER_TOWER), source.history_length)
+    # A history of one view: what ranks is the tower's vector of it, and nothing that was met is found.
+    scores = users[:20] @ np.asarray(corpus.vectors).T
+    for row in range(20):
+        own = one.cases.seen.videos[one.cases.seen.offsets[row] : one.cases.seen.offsets[row + 1]]
+        scores[row, own] = -np.inf
+        assert one.rankings[MODEL][row, 0] == scores[row].argmax()
+    figures = evaluation.as_dict()["cold_start"]["history_3"]
+    assert figures["users"] == len(evaluation.cold[1].cases)
+    low, high = figures[MODEL]["intervals"]["recall@10"]
+    assert low <= figures[MODEL]["recall@10"] <= high
+    assert 0 <= figures["popular"]["whole_history"]["ndcg@10"] <= 1

@@ -23,9 +23,15 @@ def test_it_prints_and_keeps_one_object_with_its_plots(
     for name in ("popular", "trending", "itemknn", "ials", "ease", "ease_recency", "markov"):
         assert result[name].keys() == set(quality._SHOWN)
     assert result["served_equals_offline"] is None
+    assert result["cold_start"]["history_1"]["markov"].keys() == {
+        "recall@10",
+        "ndcg@10",
+        "intervals",
+        "whole_history",
+    }
     stem = "quality-tiktok-given-baselines-quick"
     assert json.loads((tmp_path / f"{stem}.json").read_text("utf-8")) == result
-    assert len(list(tmp_path.glob(f"{stem}-*.png"))) == 4
+    assert len(list(tmp_path.glob(f"{stem}-*.png"))) == 5
 
 
 def test_it_says_that_there_is_no_data(

@@ -117,9 +117,22 @@ def _text(result: dict[str, Any], rankings: Sequence[str]) -> str:
     lines = [line.format_map(count) for line in lines]
     lines.append(f"{'':14}" + "".join(f"{name:>13}" for name in _SHOWN))
     lines += [f"{name:14}" + "".join(f"{result[name][own]:13.4f}" for own in _SHOWN) for name in rankings]
+    lines += _cold_start(result["cold_start"], rankings)
     index = result["index"]
     lines.append(
         f"index {index['kind']}: {index['relative_difference']:.2%} off exact search, "
         f"{index['same_top_10']:.2%} of the first ten the same"
     )
     return "\n".join(lines)
+
+
+def _cold_start(cold: dict[str, Any], rankings: Sequence[str]) -> list[str]:
+    """The first metric of users as if they were new, by what is known of them."""
+    if not cold:
+        return []
+    heads = [f"{own.replace('history_', 'with ')}" for own in cold]
+    lines = [f"{_SHOWN[0]} of users as if they were new, of whom so many videos are known"]
+    lines.append(f"{'':14}" + "".join(f"{head:>13}" for head in heads))
+    return lines + [
+        f"{name:14}" + "".join(f"{own[name][_SHOWN[0]]:13.4f}" for own in cold.values()) for name in rankings
+    ]

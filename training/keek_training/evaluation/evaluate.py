@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -12,6 +13,7 @@ from keek_training.datasets.dataset import Dataset
 from keek_training.evaluation.baselines.protocol import Baseline, Training
 from keek_training.evaluation.bootstrap import intervals
 from keek_training.evaluation.cases import Cases, cases_of
+from keek_training.evaluation.cold_start import ColdStart, Ranker, cold_starts
 from keek_training.evaluation.histories import Histories
 from keek_training.evaluation.metrics import PerUser, coverage, per_user, popularity_lift
 from keek_training.evaluation.ranking import Ranked, rank
@@ -42,6 +44,8 @@ class Evaluation:
     left_out: Mapping[str, str]
     """Baselines that were not run, and why."""
     served: ServedRankings | None
+    cold: Sequence[ColdStart]
+    """The same rankings of users as if they were new."""
     seed: int
 
     def as_dict(self) -> dict[str, Any]:
@@ -63,7 +67,17 @@ class Evaluation:
             others = [name for name in self.rankings if name != MODEL]
             result["model_less_baseline"] = {name: self._difference(name) for name in others}
             result["index"] = self.index_figures(self.served)
+        result["cold_start"] = {f"history_{own.length}": self._cold_figures(own) for own in self.cold}
         return result
+
+    def _cold_figures(self, cold: ColdStart) -> dict[str, Any]:
+        """How good each ranking is with so little known, and with all that is known of the same users."""
+        figures: dict[str, Any] = {"users": len(cold.cases)}
+        for name in self.rankings:
+            own, whole = (per_user(r[name], cold.cases.targets) for r in (cold.rankings, cold.whole))
+            means, ends = self._means(own, _COMPARED)
+            figures[name] = {**means, "intervals": ends, "whole_history": self._means(whole, _COMPARED)[0]}
+        return figures
 
     def figures(self, name: str) -> dict[str, Any]:
         """All metrics of one ranking, with their 95 % intervals."""
@@ -157,20 +171,23 @@ def evaluate(
     """
     cases = cases_of(training, targets, history)
     rankings: dict[str, Ranked] = {}
+    rankers: dict[str, Ranker] = {}
     served = None
     if source is not None:
         served = rank_served(cases, source, training, settings)
-        rankings[MODEL] = served.served
+        rankings[MODEL], rankers[MODEL] = served.served, served.again
     count = training.videos.num_rows
     able = [own for own in baselines if own.most_videos is None or count <= own.most_videos]
     tuned = _tuned(able, training, targets, tuning, seed) if able else []
     known = _training(training)
     for own in tuned:
-        rankings[own.baseline.name] = rank(cases, own.baseline.fit(known, own.parameters))
+        ranker = partial(rank, score=own.baseline.fit(known, own.parameters))
+        rankings[own.baseline.name], rankers[own.baseline.name] = ranker(cases), ranker
     left_out = {
         own.name: f"{count} videos are more than {own.most_videos}" for own in baselines if own not in able
     }
-    return Evaluation(cases, rankings, tuned, left_out, served, seed)
+    cold = cold_starts(cases, rankings, rankers, seed)
+    return Evaluation(cases, rankings, tuned, left_out, served, cold, seed)
 
 
 def _tuned(

@@ -76,6 +76,18 @@ class Histories:
         rows = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], counts)
         return Histories(offsets, self.videos[rows], self.kinds[rows], self.times_us[rows], self.video_count)
 
+    def newest(self, count: int) -> "Histories":
+        """The same users with their newest videos alone, at most so many."""
+        kept = self.places < count
+        lengths = np.minimum(self.lengths, count)
+        return Histories(
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            self.videos[kept],
+            self.kinds[kept],
+            self.times_us[kept],
+            self.video_count,
+        )
+
     def matrix(self, weights: Weights | None = None) -> sparse.csr_matrix:
         """float32 [u, videos]: 1 where a user met a video, or `weights` [m]."""
         values = np.ones(len(self.videos)) if weights is None else weights

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from keek_training.evaluation.evaluate import Evaluation
-from keek_training.evaluation.report_plots import plots
+from keek_training.evaluation.report_plots import COLD_START, plots
 from keek_training.pages import figure, page
 
 _COLUMNS: Final = (
@@ -61,6 +61,7 @@ def write_report(
         _table(("", ""), [(name, str(value)) for name, value in shown.items()]),
         "<h2>Rankings</h2>\n",
         _table(("", *_COLUMNS), [(name, *_row(result[name])) for name in evaluation.rankings]),
+        *_cold_start(result, list(evaluation.rankings)),
         *_comparisons(result),
         *(figure(name, image) for name, image in images.items()),
     ]
@@ -76,6 +77,27 @@ def _cell(value: float | None, ends: Sequence[float] | None) -> str:
     if value is None:
         return "none"
     return f"{value:.4f}" + (f" [{ends[0]:.4f}, {ends[1]:.4f}]" if ends else "")
+
+
+def _cold_start(result: Mapping[str, Any], rankings: Sequence[str]) -> list[str]:
+    """How good rankings are for users as if they were new."""
+    cold = result["cold_start"]
+    if not cold:
+        return []
+    names = ("recall@10", "ndcg@10")
+    heads = ["", *(f"{name}, {own.replace('_', ' of ')}" for own in cold for name in names)]
+    rows = [
+        [
+            name,
+            *(
+                _cell(own[name][metric], own[name]["intervals"][metric])
+                for own in cold.values()
+                for metric in names
+            ),
+        ]
+        for name in rankings
+    ]
+    return [f"<h2>{COLD_START}</h2>\n", _table(heads, rows)]
 
 
 def _comparisons(result: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,6 @@
 """The plots of an evaluation's report, as PNGs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,12 +11,13 @@ from matplotlib.axes import Axes
 from keek_training.evaluation.cases import Counted
 from keek_training.evaluation.evaluate import MODEL, Evaluation
 from keek_training.evaluation.metrics import per_user, recall_curve
-from keek_training.evaluation.ranking import DEPTH
+from keek_training.evaluation.ranking import DEPTH, Ranked
 from keek_training.features import BoolArray
 from keek_training.pages import png
 
 _METRIC: Final = "recall@10"
 _HEIGHT: Final = 3.8
+COLD_START: Final = "Users as if they were new, of whom so many videos are known"
 _POPULARITY: Final = (0, 1, 10, 50, 200, 1000)
 """Users in training, each the least of a bucket."""
 _LENGTHS: Final = (0, 1, 5, 10, 20, 50, 100)
@@ -37,7 +38,7 @@ def plots(evaluation: Evaluation) -> dict[str, bytes]:
     popularity = np.where(known, cases.training_counts[targets.videos], 0)
     new = ~known | cases.is_new_video[targets.videos]
     lengths = cases.liked.lengths[targets.cases]
-    return {
+    images = {
         "recall@k": png(lambda axes: _curves(axes, evaluation), _HEIGHT),
         f"{_METRIC} by how many users met the target in training": _bars(
             evaluation, _buckets(targets, popularity, _POPULARITY)
@@ -47,6 +48,11 @@ def plots(evaluation: Evaluation) -> dict[str, bytes]:
             evaluation, _named(targets, {"new videos": new, "others": ~new})
         ),
     }
+    if evaluation.cold:
+        images[f"{_METRIC}: {COLD_START[0].lower()}{COLD_START[1:]}"] = png(
+            lambda axes: _cold_start(axes, evaluation), _HEIGHT
+        )
+    return images
 
 
 def _curves(axes: Axes, evaluation: Evaluation) -> None:
@@ -81,14 +87,35 @@ def _bars(evaluation: Evaluation, buckets: Sequence[_Bucket]) -> bytes:
 
 
 def _drawing(evaluation: Evaluation, buckets: Sequence[_Bucket]) -> Callable[[Axes], None]:
-    def draw(axes: Axes) -> None:
-        width = 0.8 / len(evaluation.rankings)
-        places = np.arange(len(buckets))
-        for number, (name, ranked) in enumerate(evaluation.rankings.items()):
-            heights = [per_user(ranked, own.targets).values[_METRIC].mean() for own in buckets]
-            axes.bar(places - 0.4 + (number + 0.5) * width, heights, width, label=name)
-        axes.set_xticks(places, [own.label for own in buckets])
-        axes.set_ylabel(_METRIC)
-        axes.legend(fontsize="small")
+    heights = {
+        name: [_mean(ranked, own.targets) for own in buckets] for name, ranked in evaluation.rankings.items()
+    }
+    return lambda axes: _grouped(axes, heights, [own.label for own in buckets])
 
-    return draw
+
+def _cold_start(axes: Axes, evaluation: Evaluation) -> None:
+    """Bars by what is known; beside them what the same users get with their whole history."""
+    cold = evaluation.cold
+    heights = {
+        name: [_mean(own.rankings[name], own.cases.targets) for own in cold] for name in evaluation.rankings
+    }
+    labels = [f"{own.length}\n({len(own.cases):,} users)" for own in cold]
+    first = next(iter(evaluation.rankings))
+    whole = [_mean(own.whole[first], own.cases.targets) for own in cold]
+    axes.hlines(whole, np.arange(len(cold)) - 0.4, np.arange(len(cold)) + 0.4, "black", "dashed", linewidth=1)
+    _grouped(axes, heights, labels)
+    axes.set_xlabel(f"videos that are known; dashed: {first} with the whole history of the same users")
+
+
+def _mean(ranked: Ranked, targets: Counted) -> float:
+    return float(per_user(ranked, targets).values[_METRIC].mean())
+
+
+def _grouped(axes: Axes, heights: Mapping[str, Sequence[float]], labels: Sequence[str]) -> None:
+    width = 0.8 / len(heights)
+    places = np.arange(len(labels))
+    for number, (name, own) in enumerate(heights.items()):
+        axes.bar(places - 0.4 + (number + 0.5) * width, own, width, label=name)
+    axes.set_xticks(places, labels)
+    axes.set_ylabel(_METRIC)
+    axes.legend(fontsize="small")

@@ -48,6 +48,8 @@ class ServedRankings:
     exact: Ranked
     """By the same vectors, all of them scored."""
     index: FaissIndex
+    again: Callable[[Cases], Ranked]
+    """Ranks other requests through the same towers and index."""
 
 
 def onnx_tower(source: TowerSource, contract: TowerContract) -> Tower:
@@ -124,13 +126,21 @@ def rank_served(cases: Cases, source: TowerSource, training: Dataset, settings: 
         SetupError: When a tower cannot be loaded or gives what is not finite.
     """
     corpus = corpus_of(training, onnx_tower(source, VIDEO_TOWER))
-    users = user_vectors(cases, corpus, onnx_tower(source, USER_TOWER), source.history_length)
-    if not np.isfinite(users).all():
-        raise SetupError("the user tower gives vectors that are not finite")
+    user_tower = onnx_tower(source, USER_TOWER)
+
+    def vectors(own: Cases) -> Float32Array:
+        found = user_vectors(own, corpus, user_tower, source.history_length)
+        if not np.isfinite(found).all():
+            raise SetupError("the user tower gives vectors that are not finite")
+        return found
+
+    def search(own: Cases, users: Float32Array) -> Ranked:
+        return with_popular(_search(own, corpus, index, users), own, corpus)
+
+    users = vectors(cases)
     index, _ = build_index(corpus.vectors, users, IndexOptions.of(settings))
-    served = _search(cases, corpus, index, users)
     exact = with_popular(rank_by_vectors(cases, users, np.asarray(corpus.vectors)), cases, corpus)
-    return ServedRankings(with_popular(served, cases, corpus), exact, index)
+    return ServedRankings(search(cases, users), exact, index, lambda own: search(own, vectors(own)))
 
 
 def with_popular(ranked: Ranked, cases: Cases, corpus: Corpus) -> Ranked:
