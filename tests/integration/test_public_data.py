@@ -12,13 +12,14 @@ from public_data import LOG_END_MS, write_kuairand, write_movielens, write_tikto
 from keek_server.errors import SetupError
 from keek_server.interactions.kinds import InteractionKind
 from keek_server.settings import Settings
-from keek_training.commands import add_arguments, run_export, run_train
+from keek_training.commands import add_arguments, run_export
 from keek_training.config import TrainConfig
 from keek_training.evaluation.commands import add_arguments as add_evaluation_arguments
 from keek_training.evaluation.commands import run_evaluate
 from keek_training.evaluation.public import ALL, TRAINING, recognise
 from keek_training.run_data import open_data, read_training_data
 from keek_training.runs import Run
+from keek_training.train_command import add_train_arguments, run_train
 
 # TensorFlow and Keras warn about themselves while they are imported.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -34,6 +35,7 @@ validation_users: 10
 def _parsed(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     subparsers = parser.add_subparsers(required=True)
+    add_train_arguments(subparsers)
     add_arguments(subparsers)
     add_evaluation_arguments(subparsers)
     return parser.parse_args(words)

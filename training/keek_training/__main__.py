@@ -16,6 +16,7 @@ from keek_training import commands
 from keek_training.datasets import commands as data_commands
 from keek_training.evaluation import commands as evaluation_commands
 from keek_training.hourly import commands as hourly_commands
+from keek_training.train_command import add_train_arguments, run_train
 
 
 def _import(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -33,7 +34,7 @@ def _synth(arguments: argparse.Namespace, _settings: Settings) -> int:
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
     "import": _import,
     "synth": _synth,
-    "train": commands.run_train,
+    "train": run_train,
     "export": commands.run_export,
     "export-clip": commands.run_export_clip,
     "publish": commands.run_publish,
@@ -51,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="keek-train", description="Data, training and publishing for Keek.")
     subparsers = parser.add_subparsers(dest="command", required=True)
     data_commands.add_arguments(subparsers)
+    add_train_arguments(subparsers)
     commands.add_arguments(subparsers)
     evaluation_commands.add_arguments(subparsers)
     hourly_commands.add_arguments(subparsers)

@@ -1,8 +1,7 @@
-"""`keek-train train`, `export`, `export-clip`, `publish` and `demo`: arguments, and what each prints."""
+"""`keek-train export`, `export-clip`, `publish` and `demo`: arguments, and what each prints."""
 
 import argparse
 import asyncio
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,40 +9,17 @@ from keek_server.embedded import EmbeddedStack, with_running_stack
 from keek_server.errors import SetupError
 from keek_server.releases.manifest import Manifest
 from keek_server.settings import Settings
-from keek_server.storage.database import open_database
 from keek_training.clip.files import DEFAULT_NAME, ClipExport
 from keek_training.datasets.commands import Subparsers
-from keek_training.evaluation.public import ALL, FITS
 from keek_training.publishing.source import DEFAULT_HISTORY_LENGTH, TowerSource
 from keek_training.runs import Run
 
 if TYPE_CHECKING:
-    from keek_training.config import TrainConfig
-    from keek_training.hourly.reading import LogData
     from keek_training.publishing.publish import Wishes
 
 
 def add_arguments(subparsers: Subparsers) -> None:
-    """Adds the five commands."""
-    train = subparsers.add_parser("train", help="train both towers")
-    train.add_argument("--run", default="latest", help="name of the run (default: latest)")
-    train.add_argument(
-        "--from", dest="base", metavar="RUN", help="fine-tune this run, on what is new to it in the data"
-    )
-    train.add_argument(
-        "--data",
-        metavar="SPEC|DIR",
-        help="a data set as for import, or the folder of a public one; the database when left out",
-    )
-    train.add_argument(
-        "--fit",
-        choices=FITS,
-        help="what of a public data set's folder: its training part, or everything without holding anything "
-        "out, for as many passes as the configuration's fit_epochs (default: training)",
-    )
-    train.add_argument("--config", type=Path, help="YAML or JSON with what differs from the defaults")
-    train.add_argument("--epochs", type=int, help="the most passes over the data")
-    train.add_argument("--seed", type=int)
+    """Adds the four commands."""
     export = subparsers.add_parser("export", help="export a run's towers to ONNX, compared with Keras")
     export.add_argument("--run", default="latest", help="name of the run (default: latest)")
     clip = subparsers.add_parser("export-clip", help="export CLIP's encoders to ONNX, compared with torch")
@@ -88,41 +64,6 @@ def add_arguments(subparsers: Subparsers) -> None:
         help="leave out CLIP, whose export needs keek[clip], and the upload of a clip",
     )
     demo.add_argument("--output", type=Path, default=Path("var/demo.json"), help="what it showed, as JSON")
-
-
-def run_train(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Trains a run, on the log in the database or on a data set."""
-    from keek_training.config import TrainConfig
-    from keek_training.fine_tuning import fine_tuning_config
-    from keek_training.hourly.reading import LogData, read_all
-    from keek_training.run_data import open_data
-    from keek_training.train_run import train_run
-
-    given = {name: getattr(arguments, name) for name in ("epochs", "seed") if getattr(arguments, name)}
-    if arguments.fit == ALL:
-        given["validation_users"] = 0
-    config = TrainConfig.load(arguments.config) if arguments.config else None
-    run = Run.named(arguments.run, settings)
-    base = Run.named(arguments.base, settings) if arguments.base else None
-    if base is not None:
-        if base == run:
-            raise SetupError(
-                f"run {run.name!r} would take its own place: give the new one a --run of its own"
-            )
-        config = fine_tuning_config(base, config)
-    config = TrainConfig.of((config or TrainConfig()).model_dump() | given, "the options")
-    if arguments.data:
-        data = LogData(*open_data(arguments.data, arguments.fit))
-    elif arguments.fit:
-        raise SetupError("--fit needs --data, the folder of a public data set")
-    elif base is None:
-        data = asyncio.run(read_all(settings))
-    else:
-        data = asyncio.run(_read_new(base, config, settings))
-    metrics = train_run(data.dataset, config, run, base=base, read=data.origin)
-    print(json.dumps(metrics))
-    print(f"trained: {run.folder}; learning curves: {run.curves}")
-    return 0
 
 
 def run_export(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -207,15 +148,6 @@ def run_demo(arguments: argparse.Namespace, settings: Settings) -> int:
         epochs=arguments.epochs,
         with_clip=not arguments.no_clip,
     )
-
-
-async def _read_new(base: Run, config: "TrainConfig", settings: Settings) -> "LogData":
-    from keek_training.hourly.bases import new_to
-    from keek_training.hourly.reading import read_new
-
-    async with open_database(settings) as database:
-        new = await new_to(base, database)
-    return await read_new(settings, new, config.fine_tuning, config.seed)
 
 
 async def _publish(source: TowerSource, settings: Settings, wishes: "Wishes") -> Manifest:

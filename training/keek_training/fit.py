@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from keek_training.backend import keras
 from keek_training.batches import Batches
+from keek_training.checkpoints import Checkpoints
 from keek_training.config import TrainConfig
 from keek_training.features import Catalogue, Float32Array, Sequences
 from keek_training.model import TwoTowers
@@ -40,6 +42,9 @@ class Epoch:
     """Empty when nothing is held out."""
 
 
+Measure = Callable[["Trained"], dict[str, float]]
+
+
 @dataclass(slots=True)
 class Trained:
     """A model in training, with all that it is trained and measured on."""
@@ -49,12 +54,21 @@ class Trained:
     catalogue: Catalogue
     sequences: Sequences
     parts: Split
+    random: np.random.Generator
+    """Draws the order of windows, and negatives."""
+    measure: Measure | None = None
+    """Tells how good the model is, `ndcg@10` at least, in the place of what is held out."""
     steps: int = 0
     """An epoch's."""
     history: list[Epoch] = field(default_factory=list)
     best: Epoch | None = None
     """The epoch whose weights the model has in the end; the last when nothing is held out."""
     metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether an epoch can be better than another."""
+        return self.measure is not None or len(self.parts.validation) > 0
 
 
 def compile_model(model: TwoTowers, config: TrainConfig, steps: int) -> None:
@@ -72,28 +86,56 @@ def compile_model(model: TwoTowers, config: TrainConfig, steps: int) -> None:
     model.compile(optimizer=optimizer, loss=None, jit_compile=config.jit)
 
 
-def fit(trained: Trained, batches: Batches) -> None:
-    """Runs the epochs; stops early when the validation has not got better for a while."""
-    config, model = trained.config, trained.model
+def fit(trained: Trained, batches: Batches, checkpoints: Checkpoints | None = None) -> None:
+    """Runs the epochs; stops early when the validation has not got better for a while.
+
+    Args:
+        trained: Compiled; has the best weights in the end.
+        batches: Of an epoch.
+        checkpoints: Where each epoch is made safe, and what the training may go on from.
+
+    Raises:
+        SetupError: When it should go on from a checkpoint that is not there or is of another training.
+    """
+    model = trained.model
     trained.steps = len(batches)
-    best_score, best_weights = -math.inf, model.get_weights()
-    for number in range(1, _passes(trained) + 1):
-        epoch = _epoch(trained, batches, number)
+    best = (checkpoints and checkpoints.restore(trained)) or _learnt(model)
+    while not _is_done(trained):
+        epoch = _epoch(trained, batches, len(trained.history) + 1)
         trained.history.append(epoch)
-        # Without validation every epoch counts as better than the one before.
-        score = epoch.validation.get("ndcg@10", float(number))
-        if score > best_score:
-            best_score, trained.best, best_weights = score, epoch, model.get_weights()
-        elif trained.best and number - trained.best.epoch >= config.patience:
-            log.info("no better for %d epochs: training stops", config.patience)
-            break
-    model.set_weights(best_weights)
+        if trained.best is None or _score(epoch) > _score(trained.best):
+            trained.best, best = epoch, _learnt(model)
+        if checkpoints:
+            checkpoints.save(trained, best)
+    for variable, value in zip(model.learnt, best, strict=True):
+        variable.assign(value)
+
+
+def _is_done(trained: Trained) -> bool:
+    """After the last pass, or when none has been better for a while."""
+    behind, best = len(trained.history), trained.best
+    if behind >= _passes(trained):
+        return True
+    if best is None or not trained.is_measured or behind - best.epoch < trained.config.patience:
+        return False
+    log.info("no better for %d epochs: training stops", trained.config.patience)
+    return True
+
+
+def _score(epoch: Epoch) -> float:
+    """Without validation every epoch counts as better than the one before."""
+    score = epoch.validation.get("ndcg@10", float(epoch.epoch))
+    return score if math.isfinite(score) else -math.inf
+
+
+def _learnt(model: TwoTowers) -> list[Any]:
+    return [keras.ops.convert_to_numpy(variable) for variable in model.learnt]
 
 
 def _passes(trained: Trained) -> int:
     """The most there are; without validation, as many as were best where there was one."""
     most, known = trained.config.epochs, trained.config.fit_epochs
-    return most if known is None or len(trained.parts.validation) else min(most, known)
+    return most if known is None or trained.is_measured else min(most, known)
 
 
 def _epoch(trained: Trained, batches: Batches, number: int) -> Epoch:
@@ -105,11 +147,17 @@ def _epoch(trained: Trained, batches: Batches, number: int) -> Epoch:
             losses.append(float(trained.model.train_on_batch(batch)))
             bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
     train_s = time.monotonic() - started
-    validation = validate(trained).as_metrics() if len(trained.parts.validation) else {}
+    validation = _measured(trained)
     figures = "".join(f", {name} {value:.4f}" for name, value in validation.items())
     loss = float(np.mean(losses))
     log.info("%s: loss %.4f%s, %.1f s", title, loss, figures, train_s)
     return Epoch(number, loss, round(train_s, 2), validation)
+
+
+def _measured(trained: Trained) -> dict[str, float]:
+    if trained.measure is not None:
+        return trained.measure(trained)
+    return validate(trained).as_metrics() if trained.is_measured else {}
 
 
 def validate(trained: Trained) -> Quality:

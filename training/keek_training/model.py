@@ -41,6 +41,12 @@ class TwoTowers(keras.Model):
         used = {name: values for name, values in features.items() if name != "clip_vector" or values.any()}
         self._features = {name: self._constant(name, values) for name, values in used.items()}
 
+    @property
+    def learnt(self) -> list[Tensor]:
+        """All variables but the catalogue's features: weights, and states of random numbers."""
+        given = {id(weight) for weight in self._features.values()}
+        return [variable for variable in self.variables if id(variable) not in given]
+
     def build(self, _input_shape: object) -> None:
         """The towers build themselves at their first call."""
         self.built = True

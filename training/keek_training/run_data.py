@@ -1,8 +1,9 @@
 """What a run was trained on, read again."""
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from keek_server.errors import SetupError
 from keek_server.releases.release import clip_is_read
@@ -17,6 +18,8 @@ from keek_training.runs import Run
 
 DATA_SPEC: Final = "data_spec"
 """In a run's metrics: the data set that it was trained on, where that was not the log."""
+LOG: Final = "log"
+"""There as well: what of the log was read."""
 FIT: Final = "fit"
 """In a run's metrics: what of a public data set's folder was fitted."""
 
@@ -49,7 +52,7 @@ def absolute_spec(spec: str) -> str:
 
 
 def read_training_data(run: Run, spec: str | None, settings: Settings) -> Dataset:
-    """The data set of a run; of one from the log, everything up to the row that it had read.
+    """The data set of a run.
 
     Args:
         run: A trained one.
@@ -60,14 +63,27 @@ def read_training_data(run: Run, spec: str | None, settings: Settings) -> Datase
         SetupError: When the run is not trained, or does not say, or its data is not there any more.
         UnavailableError: When the database is down or late.
     """
-    metrics = run.read_metrics()
-    spec = spec or metrics.get(DATA_SPEC)
+    origin = run.read_metrics()
     if spec is not None:
-        return open_data(spec, metrics.get(FIT) if Path(spec).expanduser().is_dir() else None)[0]
-    if "log" not in metrics:
+        origin |= {DATA_SPEC: spec}
+    if not {DATA_SPEC, LOG} & origin.keys():
         raise SetupError(f"run {run.name!r} does not say what it was trained on: name it by --data")
-    log = LogRange.model_validate(metrics["log"])
-    return asyncio.run(_read_log(log, metrics.get("clip_model", ""), settings))
+    return read_again(origin, settings)
+
+
+def read_again(origin: Mapping[str, Any], settings: Settings) -> Dataset:
+    """The data set that `origin` names, as a run's metrics do; of the log, everything up to the row that was
+    read then.
+
+    Raises:
+        SetupError: When it is not there any more.
+        UnavailableError: When the database is down or late.
+    """
+    spec = origin.get(DATA_SPEC)
+    if spec is not None:
+        return open_data(spec, origin.get(FIT) if Path(spec).expanduser().is_dir() else None)[0]
+    log = LogRange.model_validate(origin[LOG])
+    return asyncio.run(_read_log(log, origin.get("clip_model", ""), settings))
 
 
 async def _read_log(log: LogRange, own_clip: str, settings: Settings) -> Dataset:

@@ -57,6 +57,11 @@ class Run:
         """The learning curves."""
         return self.folder / "learning_curves.png"
 
+    @property
+    def checkpoint(self) -> Path:
+        """What an unfinished training goes on from; a complete one leaves none."""
+        return self.folder / "checkpoint.npz"
+
     def weights(self, tower: str) -> Path:
         """Weights of one tower, in Keras' own format."""
         return self.folder / f"{tower}.weights.npz"
@@ -94,10 +99,13 @@ class Run:
         self._write(_EXPORT, report)
 
     def start(self) -> None:
-        """Makes the folder anew: what an earlier run of this name left is gone."""
-        if self.folder.exists():
-            shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True)
+        """Makes the folder anew: what an earlier run of this name left is gone, but for a checkpoint."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for entry in self.folder.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry != self.checkpoint:
+                entry.unlink()
 
     @contextmanager
     def writing(self, path: Path) -> Iterator[Path]:

@@ -10,11 +10,12 @@ import numpy as np
 from keek_server.errors import SetupError
 from keek_training.backend import keras
 from keek_training.batches import Batches, Negatives
+from keek_training.checkpoints import Checkpoints
 from keek_training.config import TowerConfig, TrainConfig
 from keek_training.datasets.dataset import Dataset
 from keek_training.features import Catalogue, Float32Array, Sequences, catalogue_of, sequences_of
 from keek_training.fine_tuning import learn_ids, load_towers, telling_owners, with_replay
-from keek_training.fit import Trained, compile_model, fit, validate
+from keek_training.fit import Measure, Trained, compile_model, fit, validate
 from keek_training.model import TwoTowers
 from keek_training.runs import Run
 from keek_training.validation import popular, quality, target_counts
@@ -30,13 +31,22 @@ _SMALLEST_BATCH: Final = 32
 _LARGEST_BATCH: Final = 128
 
 
-def train(dataset: Dataset, config: TrainConfig, base: Run | None = None) -> Trained:
+def train(
+    dataset: Dataset,
+    config: TrainConfig,
+    base: Run | None = None,
+    *,
+    checkpoints: Checkpoints | None = None,
+    measure: Measure | None = None,
+) -> Trained:
     """Trains until the validation no longer gets better, and keeps the best weights.
 
     Args:
         dataset: Videos and interactions; a column IS_NEW says what a fine-tuning is about.
         config: Table sizes and the longest age are filled in from the data where unset.
         base: The trained run whose weights training starts from, and whose towers `config` has.
+        checkpoints: Where each epoch is made safe, and what the training may go on from.
+        measure: Tells after each epoch how good the model is, in the place of what is held out.
 
     Raises:
         SetupError: When nobody did anything that could be a target.
@@ -65,7 +75,7 @@ def train(dataset: Dataset, config: TrainConfig, base: Run | None = None) -> Tra
     )
     model = TwoTowers(towers, catalogue.features, config.seed)
     model(next(iter(batches)))  # makes the weights
-    trained = Trained(config, model, catalogue, sequences, parts)
+    trained = Trained(config, model, catalogue, sequences, parts, rng, measure)
     if base is None:
         _remember(model, catalogue, sequences, counts)
     else:
@@ -74,7 +84,7 @@ def train(dataset: Dataset, config: TrainConfig, base: Run | None = None) -> Tra
         if len(parts.validation):
             trained.metrics.update(validate(trained).as_metrics("base_"))
     compile_model(model, config, len(batches))
-    fit(trained, batches)
+    fit(trained, batches, checkpoints)
     trained.metrics.update(_metrics(trained, counts), train_s=round(time.monotonic() - started, 1))
     return trained
 

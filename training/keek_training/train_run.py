@@ -1,15 +1,19 @@
 """Training as a run: from a data set to a folder that export and publish go on from."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from keek_training.checkpoints import Checkpoints
 from keek_training.config import TrainConfig
 from keek_training.datasets.dataset import Dataset
 from keek_training.plots import draw_learning_curves
 from keek_training.runs import Run
 from keek_training.train import train
 from keek_training.weights import save_weights
+
+log = logging.getLogger(__name__)
 
 
 def train_run(
@@ -19,6 +23,7 @@ def train_run(
     *,
     base: Run | None = None,
     read: Mapping[str, Any] | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """Trains, and writes the run's configuration, weights, metrics and learning curves.
 
@@ -28,14 +33,21 @@ def train_run(
         run: Where it is written; what it held before is gone.
         base: The run whose weights training starts from; `config` is made of its own then.
         read: Where the data set comes from, for the metrics: by it a fine-tuning knows what is new.
+        resume: Go on from the checkpoint of the same training; a fine-tuning, which is short, has none.
 
     Returns:
         The metrics. They are written last: a run without them was not trained to its end.
 
     Raises:
-        SetupError: When the data set holds nothing to train on.
+        SetupError: When the data set holds nothing to train on, or there is nothing to go on from.
     """
-    trained = train(dataset, config, base)
+    checkpoints = Checkpoints(run, read or {}, resume) if base is None else None
+    try:
+        trained = train(dataset, config, base, checkpoints=checkpoints)
+    except KeyboardInterrupt:
+        if checkpoints:
+            log.warning("stopped: %s", checkpoints.way_on())
+        raise
     run.start()
     with run.writing(run.config) as aside:
         aside.write_text(trained.config.dumps(), "utf-8")
@@ -56,4 +68,6 @@ def train_run(
         }
     )
     run.write_metrics(metrics, history)
+    if checkpoints:
+        checkpoints.remove()
     return metrics
