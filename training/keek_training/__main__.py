@@ -16,6 +16,7 @@ from keek_training import commands
 from keek_training.datasets import commands as data_commands
 from keek_training.evaluation import commands as evaluation_commands
 from keek_training.hourly import commands as hourly_commands
+from keek_training.replay_command import add_replay_arguments, run_replay
 from keek_training.train_command import add_train_arguments, run_train
 
 
@@ -39,11 +40,12 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
     "export-clip": commands.run_export_clip,
     "publish": commands.run_publish,
     "evaluate": evaluation_commands.run_evaluate,
+    "replay": run_replay,
     "hourly": hourly_commands.run_hourly,
     "demo": commands.run_demo,
 }
 
-_IN_THE_BACKGROUND = {"train", "export", "export-clip", "publish", "evaluate", "hourly"}
+_IN_THE_BACKGROUND = {"train", "export", "export-clip", "publish", "evaluate", "replay", "hourly"}
 _NICENESS = 10
 
 
@@ -55,6 +57,7 @@ def main() -> None:
     add_train_arguments(subparsers)
     commands.add_arguments(subparsers)
     evaluation_commands.add_arguments(subparsers)
+    add_replay_arguments(subparsers)
     hourly_commands.add_arguments(subparsers)
     arguments = parser.parse_args()
     log_to_stderr()
