@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from client_drivers import DRIVERS, Driver
 from client_experiments import REPORT, REPORT_HTML, REPORT_TEXT
-from client_server import Server, serve
+from client_server import Fault, Server, serve
 from google.protobuf.json_format import Parse
 from google.protobuf.struct_pb2 import Struct
 
@@ -137,6 +137,33 @@ async def test_the_token_is_sent_with_the_calls_that_need_it_alone(client: Drive
         "GetExperiment": "",
         "ListExperiments": "",
     }
+
+
+@pytest.mark.parametrize(
+    ("method", "call", "arguments", "options", "setting"),
+    [
+        *((*change, "change_experiment_s") for change in CHANGES),
+        ("GetExperiment", "get_experiment", ("more-trending",), {}, "get_experiment_s"),
+        ("ListExperiments", "list_experiments", (), {}, "list_experiments_s"),
+        ("GetExperimentReport", "get_experiment_report", ("more-trending",), {}, "get_experiment_report_s"),
+    ],
+)
+async def test_each_call_has_a_deadline_of_the_client_and_may_have_its_own(
+    client: Driver,
+    server: Server,
+    method: str,
+    call: str,
+    arguments: tuple[Any, ...],
+    options: dict[str, Any],
+    setting: str,
+) -> None:
+    hasty = type(client)(server.target, timeouts=keek.Timeouts(**{setting: 0.2}))
+    server.faults.add(method, Fault(delay_s=30.0), Fault(delay_s=30.0))
+    with pytest.raises(keek.DeadlineExceededError):
+        await hasty.call(call, *arguments, **options)
+    with pytest.raises(keek.DeadlineExceededError):
+        await client.call(call, *arguments, **options, timeout_s=0.2)
+    await hasty.close()
 
 
 async def test_what_the_server_refuses_is_an_error_of_its_kind(client: Driver) -> None:
