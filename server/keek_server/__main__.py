@@ -22,9 +22,16 @@ def _commands() -> Mapping[str, Command]:
     if sys.argv[1:2] and sys.argv[1] in SERVING:
         return SERVING
     from keek_server.commands import EXPORT, REBUILD
+    from keek_server.experiment_commands import EXPERIMENTS
     from keek_server.index_commands import INDEX
 
-    return {**SERVING, "export": EXPORT, "rebuild-projection": REBUILD, "index": INDEX}
+    return {
+        **SERVING,
+        "export": EXPORT,
+        "rebuild-projection": REBUILD,
+        "index": INDEX,
+        "experiments": EXPERIMENTS,
+    }
 
 
 async def _until_signal(command: Coroutine[Any, Any, None]) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from keek_server.breaker import Breaker
 from keek_server.errors import UnavailableError
+from keek_server.experiments.keeper import ExperimentKeeper
 from keek_server.experiments.live import LiveExperiments
 from keek_server.experiments.registry import ExperimentRegistry
 from keek_server.experiments.reports import ExperimentReports
@@ -152,6 +153,7 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
         watchers = Slots(settings.watch_limit, "callers of WatchVideo")
         exposures = ExposureLog(database, sampling=settings.exposure_sampling)
         experiment_registry = ExperimentRegistry(database)
+        reports = ExperimentReports(settings.database_url, Slots(2, "reports that are made"))
         experiments = LiveExperiments(experiment_registry, live, holdout=settings.experiment_holdout)
         cached_feeds = CachedFeeds(redis, keys, deadline_s=settings.redis_deadline_s, breaker=breaker)
         figures = ReleaseFigures(window_s=settings.rollback_window_s)
@@ -218,7 +220,7 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
             ExperimentServicer(
                 experiment_registry,
                 lambda: _announced(channel, experiments),
-                ExperimentReports(settings.database_url, Slots(1, "reports that are made")),
+                reports,
             ),
             health,
             Authority(settings.admin_token),
@@ -244,6 +246,9 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
             "release follower": live.follow,
             "announcements": lambda: channel.listen(_both(live.notify, experiments.notify)),
             "experiments": experiments.follow,
+            "experiment keeper": ExperimentKeeper(
+                experiment_registry, reports, review_s=settings.experiment_review_s
+            ).run,
             "heartbeat": heartbeat.run,
             "watchdog": Watchdog(registry, live, figures, channel, settings).run,
             "catalogue follower": follower.run,

@@ -299,3 +299,42 @@ async def test_feeds_are_compared_side_by_side_by_those_who_may(fleet: Fleet) ->
         with pytest.raises(PermissionDeniedError):
             await stranger.rollback_release()
         assert (await stranger.list_releases()).rollout.converged
+
+
+async def test_an_arm_that_pins_a_release_shows_it_to_its_users_on_all_servers(fleet: Fleet) -> None:
+    client = fleet.clients[0]
+    arms = [
+        keek.Arm(name="active"),
+        keek.Arm(name="second", parameters=keek.FeedParameters(release_id=fleet.second)),
+    ]
+    definition = keek.ExperimentDefinition(experiment_id="towers", traffic_percent=100.0, arms=arms)
+    await client.create_experiment(definition)
+    await client.start_experiment("towers")
+    async with asyncio.timeout(30):
+        # Until both have opened it: whose release is not there yet is in no arm.
+        while {await arm_of(fleet, user, server) for user in fleet.users for server in (0, 1)} != {
+            "towers/active",
+            "towers/second",
+        }:
+            await asyncio.sleep(0.05)
+    arms_of_users = {}
+    for user in fleet.users:
+        (arm,) = {await arm_of(fleet, user, server) for server in (0, 1)}
+        release_id, _ = await scores(fleet, 0, user)
+        assert release_id == {"towers/active": fleet.first, "towers/second": fleet.second}[arm]
+        arms_of_users[user] = arm
+    assert set(arms_of_users.values()) == {"towers/active", "towers/second"}
+    # What is pinned stays when another release is activated, and goes with the experiment.
+    assert (await client.activate_release(fleet.second)).converged
+    assert (await client.activate_release(fleet.first)).converged
+    await client.stop_experiment("towers")
+    async with asyncio.timeout(10):
+        while any(app.live.served.pinned for app in fleet.apps):
+            await asyncio.sleep(0.05)
+    assert {await fleet.release_of(user, server) for user in fleet.users for server in (0, 1)} == {
+        fleet.first
+    }
+
+
+async def arm_of(fleet: Fleet, user_id: str, server: int) -> str:
+    return (await fleet.clients[server].list_feed(user_id)).items[0].arm

@@ -16,7 +16,10 @@ _NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 Name: TypeAlias = Annotated[str, Field(pattern=_NAME, max_length=64)]
 Share: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
-Metric: TypeAlias = Literal["likes", "saves", "shares", "views", "watch_share", "north_star"]
+Metric: TypeAlias = Literal[
+    "north_star", "likes", "saves", "shares", "views", "like_rate", "view_rate", "watch_share", "feeds"
+]
+"""Names of `measures.MEASURES`."""
 
 
 class ExperimentState(IntEnum):

@@ -63,6 +63,6 @@ class ExperimentKeeper:
                     "experiment %s: %s is stopped: %s", experiment.id, verdict["arm"], verdict["reason"]
                 )
                 await self._registry.stop_arm(experiment.id, verdict["arm"], verdict["reason"])
-        if experiment.definition.adaptation is not None and (weights := report.figures["weights"]):
+        if experiment.definition.adaptation is not None and (weights := report.figures["new_weights"]):
             logger.info("experiment %s: new weights %s", experiment.id, weights)
             await self._registry.adapt(experiment.id, weights)

@@ -128,6 +128,8 @@ async def read_experiment(database: Database, experiment: Experiment, *, window_
     users, videos, columns = _Codes(), _Codes(), _Columns()
 
     def arm_of(row: Any) -> int:
+        if row.user_id in experiment.definition.overrides:
+            return -1  # Who tries an arm was not drawn.
         return next((number_of.get(arm, -1) for id_, arm in row.arms or () if id_ == experiment.id), -1)
 
     # Who takes part is known at the end: those feeds first, the others of the same users after.

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 _DEADLINE_S: Final = 300.0
 _ANSWER_S: Final = 0.5
 """Left of a caller's deadline, so that the answer still arrives."""
-_NOT_FOUND: Final = 3
+NOT_FOUND: Final = 3
 """What the command exits with for an experiment that does not exist."""
 _TOLD: Final = 2000
 """Characters of what a process said that failed."""
@@ -84,7 +84,7 @@ class ExperimentReports:
                     with contextlib.suppress(ProcessLookupError):
                         process.kill()
                     await process.wait()
-        if process.returncode == _NOT_FOUND:
+        if process.returncode == NOT_FOUND:
             raise NotFoundError(f"there is no experiment {experiment_id}")
         if process.returncode:
             logger.error("report on %s: %s", experiment_id, said.decode(errors="replace").strip()[-_TOLD:])

@@ -109,21 +109,25 @@ class Arm(_message.Message):
     PARAMETERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     weight: _builtins.float
-    """Its share of the experiment's users is this over the sum of all weights."""
+    """Its share of the experiment's users is this over the sum of all weights; 1
+    when absent.
+    """
     @_builtins.property
     def parameters(self) -> Global___FeedParameters: ...
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
-        weight: _builtins.float = ...,
+        weight: _builtins.float | None = ...,
         parameters: Global___FeedParameters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["parameters", b"parameters"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "parameters", b"parameters", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "parameters", b"parameters", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "name", b"name", "parameters", b"parameters", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
+    _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
 Global___Arm: _TypeAlias = Arm  # noqa: Y015
 

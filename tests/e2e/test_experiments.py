@@ -1,0 +1,182 @@
+"""Arms on a real server: feeds differ as they say, what is shown is logged whole, and the report finds it."""
+
+import asyncio
+import json
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from serving import Served, command
+
+import keek
+import keek.aio
+from keek_server.app import open_app
+from keek_server.storage.database import Database, open_database
+from keek_server.storage.tables import exposures
+
+TOKEN = "a-token_of~the-tests"
+TRENDING = keek.FeedSource.FEED_SOURCE_TRENDING
+USERS = [f"u{number}" for number in range(1, 121)]
+
+
+def definition(experiment_id: str, *arms: keek.Arm, **rest: Any) -> keek.ExperimentDefinition:
+    return keek.ExperimentDefinition(experiment_id=experiment_id, traffic_percent=100.0, arms=arms, **rest)
+
+
+@pytest.fixture
+async def client(served: Served) -> AsyncIterator[keek.aio.Client]:
+    """Of a further server on the same stack, with a token and some exploration."""
+    settings = served.stack.settings.model_copy(
+        update={
+            "listen": "127.0.0.1:0",
+            "admin_token": TOKEN,
+            "source_deadline_s": 2.0,
+            "redis_deadline_s": 1.0,
+            "feed_deadline_s": 5.0,
+        }
+    )
+    async with open_app(settings) as app, keek.aio.Client(f"127.0.0.1:{app.port}", admin_token=TOKEN) as own:
+        await asyncio.wait_for(app.live.wait(), 60)
+        yield own
+
+
+async def arm_of(client: keek.aio.Client, user_id: str) -> str:
+    return {item.arm for item in (await client.list_feed(user_id)).items}.pop()
+
+
+async def in_effect(client: keek.aio.Client, experiment_id: str, *, running: bool) -> None:
+    async with asyncio.timeout(10):
+        while (experiment_id in await arm_of(client, "u1")) != running:
+            await asyncio.sleep(0.02)
+
+
+async def logged_feeds(database: Database, experiment_id: str) -> Counter[str]:
+    """Feeds in the log, by arm."""
+    rows = await database.rows(sa.select(exposures.c.arms).where(exposures.c.arms.is_not(None)))
+    return Counter(arm for row in rows for id_, arm in row.arms if id_ == experiment_id)
+
+
+async def test_two_arms_differ_as_they_say_all_is_logged_and_the_report_finds_it(
+    served: Served, client: keek.aio.Client
+) -> None:
+    arms = [
+        keek.Arm(name="control"),
+        keek.Arm(name="half", parameters=keek.FeedParameters(personalised_share=0.5)),
+    ]
+    await client.create_experiment(definition("e2e-mix", *arms))
+    await client.start_experiment("e2e-mix")
+    await in_effect(client, "e2e-mix", running=True)
+    async with open_database(served.stack.settings) as database:
+        await settled(database, "e2e-mix")
+        before = await logged_feeds(database, "e2e-mix")
+        shown: Counter[str] = Counter()
+        likes: Counter[str] = Counter()
+        for user_id in USERS:
+            page = await client.list_feed(user_id)
+            arm = page.items[0].arm
+            assert {item.arm for item in page.items} == {arm}
+            quota = {share.source: share.quota_count for share in page.slot_shares}
+            assert quota[TRENDING] == {"e2e-mix/control": 3, "e2e-mix/half": 5}[arm]
+            shown[arm.partition("/")[2]] += 1
+            for item in page.items[: 3 if arm.endswith("half") else 1]:
+                await client.like(user_id, item.video_id)
+                likes[arm.partition("/")[2]] += 1
+        assert min(shown.values()) > 35
+        await settled(database, "e2e-mix")
+        assert await logged_feeds(database, "e2e-mix") == before + shown
+
+    answer = await client.get_experiment_report("e2e-mix", html=True)
+    figures = json.loads(answer.report_json)
+    assert {arm["name"]: arm["feed_count"] for arm in figures["arms"]} == before + shown
+    assert not figures["sample_ratio"]["is_broken"]
+    rows = {measure["name"]: measure["arms"] for measure in figures["measures"]}
+    for row in rows["likes"]:
+        assert row["value"] * row["user_count"] == pytest.approx(likes[row["arm"]])
+    assert rows["likes"][1]["difference"]["is_significant"]
+    assert "e2e-mix" in answer.report_text
+    assert answer.report_html.startswith("<!")
+    assert "<svg" in answer.report_html
+
+    await client.stop_experiment("e2e-mix")
+    await in_effect(client, "e2e-mix", running=False)
+    done = await client.conclude_experiment("e2e-mix", winner="half", conclusion="more is liked")
+    assert done.winner == "half"
+
+
+async def settled(database: Database, experiment_id: str) -> None:
+    """Until what was shown is in the log, which is written twice a second."""
+    last, same = await logged_feeds(database, experiment_id), 0
+    async with asyncio.timeout(30):
+        while same < 8:
+            await asyncio.sleep(0.2)
+            now = await logged_feeds(database, experiment_id)
+            same = same + 1 if now == last else 0
+            last = now
+
+
+async def test_exploration_is_logged_with_its_odds_and_can_be_replayed(
+    served: Served, client: keek.aio.Client
+) -> None:
+    explored = keek.FeedParameters(exploration=0.5)
+    arms = [keek.Arm(name="a", parameters=explored), keek.Arm(name="b", parameters=explored)]
+    await client.create_experiment(definition("e2e-odds", *arms))
+    await client.start_experiment("e2e-odds")
+    await in_effect(client, "e2e-odds", running=True)
+    rng = random.Random(1)
+    for user_id in USERS:
+        for item in (await client.list_feed(user_id)).items:
+            if rng.random() < (0.4 if item.source == TRENDING else 0.1):
+                await client.like(user_id, item.video_id)
+    async with open_database(served.stack.settings) as database:
+        await settled(database, "e2e-odds")
+        rows = await database.rows(sa.select(exposures).where(exposures.c.arms.is_not(None)))
+        odds = [each[3] for row in rows for each in row.slate if row.arms[0][0] == "e2e-odds"]
+        known = Counter(round(each, 6) for each in odds if each is not None)
+        assert set(known) == {0.25, 0.75}
+        assert 0.15 < known[0.25] / known.total() < 0.35
+    await client.stop_experiment("e2e-odds")
+    done = await asyncio.to_thread(
+        command,
+        served.stack,
+        "keek-train",
+        "replay",
+        "--mix",
+        "30/70",
+        "--mix",
+        "70/30",
+        "--arm",
+        "e2e-odds/a",
+        "--json",
+    )
+    assert done.returncode == 0, done.stderr
+    more, same = json.loads(done.stdout)["replays"]
+    for name in ("ips", "snips", "dr"):
+        assert more[name]["value"] > same[name]["value"], "trending videos are liked four times as often"
+
+
+async def test_an_arm_may_pin_a_release_and_testers_have_theirs(
+    served: Served, client: keek.aio.Client
+) -> None:
+    release_id = (await client.list_feed("u1")).release_id
+    arms = [
+        keek.Arm(name="control"),
+        keek.Arm(name="pinned", parameters=keek.FeedParameters(release_id=release_id)),
+    ]
+    overrides = [keek.ArmOverride(user_id="tester", arm="pinned")]
+    audience = keek.Audience(user_id_prefixes=["nobody"])
+    given = definition("e2e-pin", *arms, overrides=overrides, audience=audience)
+    await client.create_experiment(given)
+    await client.start_experiment("e2e-pin")
+    async with asyncio.timeout(30):
+        while await arm_of(client, "tester") != "e2e-pin/pinned":
+            await asyncio.sleep(0.05)
+    assert (await client.list_feed("tester")).release_id == release_id
+    assert await arm_of(client, "u1") == ""
+    await client.stop_experiment("e2e-pin")
+    broken = [arms[0], keek.Arm(name="gone", parameters=keek.FeedParameters(release_id="gone"))]
+    await client.create_experiment(definition("e2e-gone", *broken))
+    with pytest.raises(keek.FailedPreconditionError, match="release gone cannot serve"):
+        await client.start_experiment("e2e-gone")
