@@ -4,8 +4,8 @@ Users are heavy-tailed: the most active tenth does about 40 % of everything, and
 the time before. All of it goes through what the server reports with (`keek_server.experiments`).
 
 - A/A experiments, looked at once at their end, and looked at after each of twenty times: users come one after
-  the other with all that they do, or are all there and do more and more. With the default tau and larger
-  ones; the worst counts.
+  the other with all that they do, or are all there and do more and more. With the default tau, a
+  smaller and a larger one; the worst counts.
 - The power to find a lift of 2 % in the like rate, and in likes by user, with and without CUPED.
 - A ratio of users of 51/49 where 50/50 was meant is found, and a whole one is not.
 - A split of 60/40, replayed from feeds of 70/30 with exploration, against what it really earns; beside it,
@@ -39,7 +39,7 @@ from keek_server.feed.mixing import slots_of
 _ALPHA: Final = 0.05
 _LOOKS: Final = 20
 _LIFT: Final = 0.02
-_TAUS: Final = (TAU_RELATIVE, 0.1, 0.5)
+_TAUS: Final = (TAU_RELATIVE, 0.02, 0.5)
 _SRM_USERS: Final = 200_000
 _SRM_SHARE: Final = 0.51
 _ASSIGNED: Final = 20_000

@@ -11,7 +11,8 @@ and by Ville's inequality passes 1 / alpha with a probability of at most alpha, 
 be looked at at any time, and the effects whose L stays below 1 / alpha are a confidence sequence. It is wider
 than an interval of one look. The variance is that of the data so far.
 
-Any tau fixed beforehand is valid; the test is sharpest for effects about as large as tau.
+Any tau that is fixed beforehand is valid. The sequence is about 3 standard errors wide on each side while tau
+is 1 to 30 standard errors, and soon much wider when tau is smaller: rather too large than too small.
 """
 
 import math
@@ -20,9 +21,9 @@ from typing import Final
 from keek_server.errors import InvalidArgumentError
 from keek_server.experiments.inference import Difference, Interval
 
-TAU_RELATIVE: Final = 0.02
-"""The default tau, as a share of the control's value: effects of about 2 % are looked for. As a share it
-needs no knowledge of the metric, and stays as it is while the sums of users grow."""
+TAU_RELATIVE: Final = 0.05
+"""The default tau, as a share of the control's value: sharp for lifts that are known to 0.2 to 5 %. As a
+share it needs no knowledge of the metric, and stays as it is while the sums of users grow."""
 
 
 def always_valid_p(effect: float, variance: float, tau: float) -> float:

@@ -5,9 +5,10 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
+from keek_server.pages import page
 from keek_training.evaluation.evaluate import Evaluation
 from keek_training.evaluation.report_plots import COLD_START, plots
-from keek_training.pages import figure, page
+from keek_training.pages import figure
 
 _COLUMNS: Final = (
     "recall@10",

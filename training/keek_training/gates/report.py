@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from keek_server.pages import page
 from keek_server.releases.manifest import GateResult
 from keek_training.gates.evidence import Evidence
 from keek_training.gates.report_plots import plots
 from keek_training.gates.verdict import describe, failures, number
-from keek_training.pages import figure, page
+from keek_training.pages import figure
 
 TEXT_FILE, HTML_FILE = "report.txt", "report.html"
 
