@@ -75,6 +75,8 @@ bench: setup .venv/.clip-ready ## the benchmarks; JSON to benchmarks/results/ (t
 	@$(BIN)/python -m benchmarks.bad_models
 	@$(BIN)/python -m benchmarks.overload
 	@$(BIN)/python -m benchmarks.faults
+	@$(BIN)/python -m benchmarks.experiments
+	@$(BIN)/python -m benchmarks.exposures
 
 load-test: setup repository ## ghz against the running server, or one that it starts; an HTML report (needs Go)
 	@clients/ghz/run.sh
