@@ -51,9 +51,10 @@ def test_an_arm_below_its_floor_is_raised_step_by_step() -> None:
 
 
 def test_of_an_unknown_arm_nothing_is_concluded() -> None:
-    own = allocate_means([Estimate(1.0, 0.1, 50), Estimate(math.nan, math.nan, 0)], [0.7, 0.3], FREE)
-    assert own.weights == (0.7, 0.3)
-    assert all(map(math.isnan, own.best_probabilities))
+    for unknown in (Estimate(math.nan, math.nan, 0), Estimate(0.0, 0.0, 50)):
+        own = allocate_means([Estimate(1.0, 0.1, 50), unknown], [0.97, 0.03])
+        assert own.weights == (0.97, 0.03)
+        assert all(map(math.isnan, own.best_probabilities))
 
 
 def test_traffic_finds_the_better_arm() -> None:

@@ -1,5 +1,6 @@
 """What another policy would have earned, against simulated users of whom the truth is known."""
 
+import json
 import math
 from dataclasses import replace
 from itertools import product
@@ -11,6 +12,7 @@ from benchmarks.simulated_users import Viewers
 from keek_server.errors import FailedPreconditionError, InvalidArgumentError
 from keek_server.experiments.logs import Exposures
 from keek_server.experiments.offpolicy import Predictions, Replay, replay
+from keek_server.experiments.replay_report import replay_found, replay_text
 from keek_server.experiments.split_replay import Split, replay_split
 from keek_server.feed.mixing import slots_of
 from keek_server.feed.types import FeedSource
@@ -172,6 +174,44 @@ def test_slots_that_another_source_filled_and_feeds_without_exploration_are_left
         replay_split(
             replace(explored, source_propensities=np.ones(16, np.float32)), rewards, Split(0.5), slots_of
         )
+
+
+def test_a_replay_is_told_as_json_and_as_a_table() -> None:
+    rng = np.random.default_rng(4)
+    exposures, rewards = Viewers.draw(rng, 200).log(rng, Split(0.3, 0.3))
+    found = replay_found(replay_split(exposures, rewards, Split(0.4), slots_of))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert [own["name"] for own in found["estimators"]] == ["ips", "snips", "dr"]
+    first, header, ips, *_, last = replay_text(found, "mix 60/40").splitlines()
+    assert first.startswith(f"mix 60/40, replayed from {len(rewards):,} slots (0.0% left out)")
+    assert header.split() == ["BY", "A", "SLOT", "LOW", "HIGH", "LIFT", "LOW", "HIGH"]
+    own = found["estimators"][0]
+    assert own["low"] < own["value"] < own["high"]
+    assert own["lift_low"] < own["lift"] < own["lift_high"]
+    assert ips.split()[:2] == ["ips", f"{own['value']:.4g}"]
+    assert "which should be 1" in last
+    # Nobody earned anything: lifts are not known, and that is no NaN.
+    nothing = replay_found(replay_split(exposures, np.zeros(len(rewards)), Split(0.4), slots_of))
+    assert nothing["estimators"][0]["lift"] is None
+    assert json.dumps(nothing, allow_nan=False)
+    assert "ips  0" in replay_text(nothing, "mix")
+
+
+def test_of_an_empty_log_nothing_can_be_replayed() -> None:
+    explored = tiny([[P, P, P, T]], list(slots_of(0.3, 0, 4)), 0.2)
+    nothing = explored.only(np.zeros(1, np.bool_))
+    with pytest.raises(FailedPreconditionError, match="no slot of the log can be replayed"):
+        replay_split(nothing, np.zeros(0), Split(0.5), slots_of)
+    # A page that stayed empty is no slot.
+    empty = replace(
+        explored,
+        users=np.arange(2),
+        arms=np.zeros(2, np.int16),
+        times_us=np.arange(2),
+        firsts=np.zeros(2, np.int64),
+        offsets=np.array([0, 4, 4]),
+    )
+    assert replay_split(empty, np.ones(4), Split(0.5), slots_of).slot_count == 4
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -211,3 +211,5 @@ def test_arrays_that_do_not_fit_are_refused(changed: dict[str, Any], message: st
     Exposures(**arrays | {"source_propensities": np.array([0.5, np.nan], np.float32)})
     with pytest.raises(InvalidArgumentError, match=message):
         Exposures(**arrays | changed)
+    with pytest.raises(InvalidArgumentError, match=r"interactions\.kinds: must be kinds of interaction"):
+        interacted((1, 1, 6, 5))

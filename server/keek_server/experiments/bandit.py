@@ -9,6 +9,7 @@ Traffic that follows what was seen biases means that are taken over all of the t
 2018): read the end of an adaptive experiment as a choice that was made, not as an effect that was measured.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -93,7 +94,8 @@ def allocate_means(
 ) -> Allocation:
     """New weights from means by user: normal posteriors under a flat prior, N(value, variance).
 
-    Of an arm without a known variance nothing is known: then the weights stay as they are, within the limits.
+    Of an arm without a variance nothing is known, as while nobody did anything: then the weights stay as they
+    are.
 
     Raises:
         InvalidArgumentError: As `allocate_rates`.
@@ -105,9 +107,8 @@ def allocate_means(
         Posterior(float(value), float(np.sqrt(variance)), f"N({value:.6g}, {np.sqrt(variance):.3g}^2)")
         for value, variance in zip(values, variances, strict=True)
     ]
-    if not np.isfinite(variances).all():
-        unknown = np.full(len(arms), np.nan)
-        return _limited(np.asarray(weights, np.float64), unknown, posteriors, weights, limits or Limits())
+    if not (np.isfinite(variances) & (variances > 0.0)).all():
+        return Allocation(tuple(weights), (math.nan,) * len(arms), tuple(posteriors))
     draws = np.random.default_rng(seed).normal(values, np.sqrt(variances), (_DRAWS, len(arms)))
     return _allocation(draws, posteriors, weights, limits or Limits())
 
@@ -116,22 +117,12 @@ def _allocation(
     draws: FloatArray, posteriors: list[Posterior], weights: Sequence[float], limits: Limits
 ) -> Allocation:
     best = np.bincount(draws.argmax(axis=1), minlength=draws.shape[1]) / len(draws)
-    return _limited(best, best, posteriors, weights, limits)
-
-
-def _limited(
-    wanted: FloatArray,
-    best: FloatArray,
-    posteriors: list[Posterior],
-    weights: Sequence[float],
-    limits: Limits,
-) -> Allocation:
     now = np.asarray(weights, np.float64)
     if not ((now >= 0.0).all() and abs(now.sum() - 1.0) < 1e-6):
         raise InvalidArgumentError.of("weights", "must not be negative and sum to 1")
     if not (0.0 <= limits.floor * len(now) <= 1.0 and 0.0 < limits.max_step <= 1.0):
         raise InvalidArgumentError.of("limits", "the floor must fit every arm, the step lie in (0, 1]")
-    target = limits.floor + (1.0 - len(now) * limits.floor) * wanted
+    target = limits.floor + (1.0 - len(now) * limits.floor) * best
     # All arms go the same part of their way: the weights still sum to 1, and none falls below its floor.
     furthest = float(np.abs(target - now).max())
     part = min(1.0, limits.max_step / furthest) if furthest > 0.0 else 1.0

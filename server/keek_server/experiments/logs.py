@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keek_server.errors import InvalidArgumentError
+from keek_server.interactions.kinds import InteractionKind
 
 BoolArray = npt.NDArray[np.bool_]
 Int8Array = npt.NDArray[np.int8]
@@ -112,6 +113,8 @@ class Interactions:
         _same_length(
             "interactions", users=self.users, videos=self.videos, kinds=self.kinds, times_us=self.times_us
         )
+        if not np.isin(self.kinds, list(InteractionKind)).all():
+            raise InvalidArgumentError.of("interactions.kinds", "must be kinds of interaction")
 
     def __len__(self) -> int:
         return len(self.users)

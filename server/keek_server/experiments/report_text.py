@@ -12,7 +12,7 @@ def report_text(report: Found) -> str:
         f"experiment {report['experiment_id']}: {report['start_time']} to {report['end_time']}",
         *headline(report),
         "",
-        *_aligned(
+        *aligned(
             ("ARM", "WEIGHT", "USERS", "EXPECTED", "FEEDS", "SLOTS"),
             [
                 (
@@ -24,7 +24,7 @@ def report_text(report: Found) -> str:
             ],
         ),
         "",
-        *_aligned(
+        *aligned(
             ("MEASURE", "ARM", "VALUE", "LIFT", "LOW", "HIGH", "P", "SEEN ONCE: LOW", "HIGH", "P"),
             [_row(measure, row) for measure in report["measures"] for row in measure["arms"]],
         ),
@@ -87,7 +87,8 @@ def _row(measure: Found, row: Found) -> tuple[str, ...]:
     )
 
 
-def _aligned(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+def aligned(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of a table, each column as wide as its widest cell."""
     lines = [header, *rows]
     widths = [max(len(line[place]) for line in lines) for place in range(len(header))]
     return ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines]

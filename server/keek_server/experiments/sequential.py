@@ -11,8 +11,8 @@ and by Ville's inequality passes 1 / alpha with a probability of at most alpha, 
 be looked at at any time, and the effects whose L stays below 1 / alpha are a confidence sequence. It is wider
 than an interval of one look. The variance is that of the data so far.
 
-Any tau that is fixed beforehand is valid. The sequence is about 3 standard errors wide on each side while tau
-is 1 to 30 standard errors, and soon much wider when tau is smaller: rather too large than too small.
+Any tau that is fixed beforehand is valid. The sequence is 3 to 4 standard errors wide on each side while tau
+is 1 to 50 standard errors, and soon much wider when tau is smaller: rather too large than too small.
 """
 
 import math
