@@ -18,6 +18,7 @@ from keek_training.evaluation import commands as evaluation_commands
 from keek_training.hourly import commands as hourly_commands
 from keek_training.replay_command import add_replay_arguments, run_replay
 from keek_training.train_command import add_train_arguments, run_train
+from keek_training.tune import commands as tune_commands
 
 
 def _import(arguments: argparse.Namespace, settings: Settings) -> int:
@@ -36,6 +37,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
     "import": _import,
     "synth": _synth,
     "train": run_train,
+    "tune": tune_commands.run_tune,
     "export": commands.run_export,
     "export-clip": commands.run_export_clip,
     "publish": commands.run_publish,
@@ -45,7 +47,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
     "demo": commands.run_demo,
 }
 
-_IN_THE_BACKGROUND = {"train", "export", "export-clip", "publish", "evaluate", "replay", "hourly"}
+_IN_THE_BACKGROUND = {"train", "tune", "export", "export-clip", "publish", "evaluate", "replay", "hourly"}
 _NICENESS = 10
 
 
@@ -55,6 +57,7 @@ def main() -> None:
     subparsers = parser.add_subparsers(dest="command", required=True)
     data_commands.add_arguments(subparsers)
     add_train_arguments(subparsers)
+    tune_commands.add_arguments(subparsers)
     commands.add_arguments(subparsers)
     evaluation_commands.add_arguments(subparsers)
     add_replay_arguments(subparsers)

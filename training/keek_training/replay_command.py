@@ -3,15 +3,13 @@
 import argparse
 import asyncio
 import json
-import math
-from dataclasses import asdict
-from typing import Any, Final
+from typing import Final
 
 from keek_server.clock import iso_us, now_us
 from keek_server.errors import FailedPreconditionError
-from keek_server.experiments.offpolicy import Earned, Replay
 from keek_server.experiments.reading import Logged, read_feeds
 from keek_server.experiments.registry import ExperimentRegistry
+from keek_server.experiments.replay_report import replay_found, replay_text
 from keek_server.experiments.split_replay import Split, replay_split
 from keek_server.experiments.totals import slot_rewards
 from keek_server.feed.mixing import slots_of
@@ -68,13 +66,12 @@ def run_replay(arguments: argparse.Namespace, settings: Settings) -> int:
     results = []
     for personalised, trending in arguments.mix:
         found = replay_split(logged.exposures, rewards, Split(trending), slots_of)
-        results.append({"mix": f"{personalised:g}/{100 * trending:g}", **_figures(found)})
+        results.append({"mix": f"{personalised:g}/{100 * trending:g}", **replay_found(found)})
     if arguments.json:
-        print(
-            json.dumps({"feeds": len(logged.exposures), "rewards": float(rewards.sum()), "replays": results})
-        )
+        print(json.dumps({"feeds": len(logged.exposures), "replays": results}))
     else:
-        print(_table(results, len(logged.exposures)))
+        for result in results:
+            print(replay_text(result, f"mix {result['mix']}"))
     return 0
 
 
@@ -91,53 +88,6 @@ async def _read(arguments: argparse.Namespace, settings: Settings, window_us: in
     if not len(logged.exposures):
         raise FailedPreconditionError("the exposure log has no such feeds in that time")
     return logged
-
-
-def _figures(replay: Replay) -> dict[str, Any]:
-    whole = {
-        "logged": replay.logged.value,
-        **{name: _earned(getattr(replay, name)) for name in ("ips", "snips", "dr")},
-    }
-    rest = ("slot_count", "left_out_share", "effective_slot_count", "max_weight", "mean_weight")
-    return whole | {name: getattr(replay, name) for name in rest}
-
-
-def _earned(earned: Earned | None) -> dict[str, Any] | None:
-    if earned is None:
-        return None
-    return {
-        "value": _plain(earned.estimate.value),
-        "interval": [_plain(own) for own in asdict(earned.interval).values()],
-        "lift": _plain(earned.difference.relative),
-        "lift_interval": [_plain(own) for own in asdict(earned.lift_interval).values()],
-    }
-
-
-def _plain(value: float) -> float | None:
-    """JSON has no NaN."""
-    return value if math.isfinite(value) else None
-
-
-def _table(results: list[dict[str, Any]], feeds: int) -> str:
-    lines = [f"{feeds:,} feeds; rewards a slot, and the lift over what the log earned, with 95 % intervals"]
-    for result in results:
-        lines.append(
-            f"{result['mix']}: logged {result['logged']:.5f}; {result['slot_count']:,} slots, worth"
-            f" {result['effective_slot_count']:,.0f} of its own; {result['left_out_share']:.1%} left out;"
-            f" largest weight {result['max_weight']:.1f}"
-        )
-        for name in ("ips", "snips", "dr"):
-            if (own := result[name]) is not None and own["value"] is not None:
-                low, high = own["lift_interval"]
-                lines.append(
-                    f"  {name.upper():6} {own['value']:.5f}  {_percent(own['lift'])}"
-                    f" ({_percent(low)} to {_percent(high)})"
-                )
-    return "\n".join(lines)
-
-
-def _percent(share: float | None) -> str:
-    return "?" if share is None else f"{share:+.1%}"
 
 
 def _mix(text: str) -> tuple[float, float]:
