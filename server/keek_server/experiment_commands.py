@@ -14,7 +14,7 @@ from keek_server.errors import FailedPreconditionError, NotFoundError
 from keek_server.experiments.bandit import Limits, allocate_means
 from keek_server.experiments.guardrails import Bounds
 from keek_server.experiments.keeper import WINDOW_HOURS
-from keek_server.experiments.measures import MEASURES, measured
+from keek_server.experiments.measures import MEASURES, measured, per_slot
 from keek_server.experiments.reading import Logged, read_experiment
 from keek_server.experiments.registry import Experiment, ExperimentRegistry
 from keek_server.experiments.report import Question, ReportArm, build_report
@@ -114,7 +114,7 @@ def _new_weights(experiment: Experiment, logged: Logged, question: Question) -> 
     (measure,) = (each for each in MEASURES if each.name == adaptation.metric)
     weights = np.array([arm.weight for arm in experiment.definition.arms])
     found = allocate_means(
-        measured(totals, measure, len(weights)),
+        measured(totals, per_slot(measure), len(weights)),
         (weights / weights.sum()).tolist(),
         Limits(floor=adaptation.floor),
         # Each look draws anew, and another server would draw the same.

@@ -9,6 +9,8 @@ from scipy import stats
 from keek_server.errors import InvalidArgumentError
 from keek_server.experiments.bandit import Limits, allocate_means, allocate_rates
 from keek_server.experiments.inference import Estimate
+from keek_server.experiments.measures import MEASURES, Measure, measured, per_slot
+from keek_server.experiments.totals import UserTotals
 
 FREE = Limits(floor=0.0, max_step=1.0)
 
@@ -67,6 +69,39 @@ def test_traffic_finds_the_better_arm() -> None:
         weights = allocate_rates(won.tolist(), tried.tolist(), weights, seed=step).weights
     assert weights == pytest.approx((0.05, 0.95), abs=0.02)
     assert tried[0] > 1_500
+
+
+def adapted_weight(rng: np.random.Generator, measure: Measure, count: int = 2_000, steps: int = 20) -> float:
+    """The second arm's weight after some steps among users whom it does not matter which arm they are in."""
+    activity, taste, place = rng.lognormal(-1.2, 1.0, count), rng.beta(2.0, 18.0, count), rng.random(count)
+    likes, slots, first, weights = np.zeros(count), np.zeros(count), np.full(count, -1), (0.5, 0.5)
+    for step in range(steps):
+        arms = (place >= weights[0]).astype(int)
+        shown = 10 * rng.poisson(activity)
+        first = np.where((first < 0) & (shown > 0), arms, first)
+        # As `user_totals` does: what a user sees in another arm later is left out.
+        stays = arms == first
+        likes, slots = likes + stays * rng.binomial(shown, taste), slots + stays * shown
+        seen = first >= 0
+        sums = {"users": np.ones(seen.sum()), "likes": likes[seen], "slots": slots[seen]}
+        before = {name: np.zeros(seen.sum()) for name in sums}
+        totals = UserTotals(np.flatnonzero(seen), first[seen].astype(np.int16), sums, before, 0)
+        weights = allocate_means(measured(totals, measure, 2), weights, seed=step).weights
+    return weights[1]
+
+
+def test_where_arms_are_alike_weights_by_slot_do_not_run_away() -> None:
+    (likes,) = (measure for measure in MEASURES if measure.name == "likes")
+    by_slot, by_user = (
+        [adapted_weight(np.random.default_rng(seed), own) for seed in range(10)]
+        for own in (per_slot(likes), likes)
+    )
+    assert sum(min(weight, 1 - weight) < 0.06 for weight in by_slot) <= 2
+    # By user they do, since an arm that shrinks loses users who come back.
+    assert sum(min(weight, 1 - weight) < 0.06 for weight in by_user) >= 8
+    assert per_slot(likes).denominator == "slots"
+    (watched,) = (measure for measure in MEASURES if measure.name == "watch_share")
+    assert per_slot(watched) == watched
 
 
 @pytest.mark.parametrize(

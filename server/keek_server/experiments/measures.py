@@ -1,6 +1,6 @@
 """What an experiment is judged by: ratios of the sums of `totals`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -46,6 +46,15 @@ def measured(totals: UserTotals, measure: Measure, arm_count: int, *, cuped: boo
     numerators, denominators = totals.sums[measure.numerator], totals.sums[measure.denominator]
     covariates = _before(totals, measure) if cuped and len(totals.users) >= _CUPED_USERS else None
     return estimates(totals.arms, numerators, denominators, arm_count, covariates)
+
+
+def per_slot(measure: Measure) -> Measure:
+    """The same by video shown, for weights that adapt.
+
+    Where weights move, an arm that shrinks loses users who come back, and one that grows gets users of whom
+    only a short time is known: sums by user then follow the weights, and the weights them, to the end.
+    """
+    return replace(measure, denominator="slots") if measure.denominator == "users" else measure
 
 
 def _before(totals: UserTotals, measure: Measure) -> FloatArray:
