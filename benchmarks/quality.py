@@ -111,7 +111,9 @@ def _run(arguments: argparse.Namespace, folder: Path, config: TrainConfig) -> No
             seed=arguments.seed,
         )
         equal = _equals_offline(evaluation, run, source, protocol) if run and source else None
-    _write(arguments, protocol, evaluation, {"served_equals_offline": equal, "train_s": train_s})
+        cost = _cost(run) if run else None
+    rest = {"served_equals_offline": equal, "train_s": train_s, "user_tower": cost}
+    _write(arguments, protocol, evaluation, rest)
 
 
 def _trained(training: Dataset, config: TrainConfig, settings: Settings) -> tuple[Run, float]:
@@ -125,6 +127,15 @@ def _trained(training: Dataset, config: TrainConfig, settings: Settings) -> tupl
     train_s = time.monotonic() - started
     export(run)
     return run, round(train_s, 1)
+
+
+def _cost(run: Run) -> dict[str, Any]:
+    """What a user costs: one with a full history, on one core."""
+    export = run.read_export()
+    return {
+        "history_length": export["history_length"],
+        "ms_per_user": export["user_tower"]["ms_per_user"],
+    }
 
 
 def _equals_offline(evaluation: Evaluation, run: Run, source: TowerSource, protocol: Protocol) -> bool:

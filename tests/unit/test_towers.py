@@ -20,17 +20,23 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 LENGTH = 12
 
 
-@pytest.fixture(scope="module")
-def config() -> TowerConfig:
+@pytest.fixture(scope="module", params=[True, False], ids=["ages", "no ages"])
+def config(request: pytest.FixtureRequest) -> TowerConfig:
     buckets = dict.fromkeys(("video_buckets", "owner_buckets", "tag_buckets", "user_buckets"), 64)
-    return TowerConfig(history_length=LENGTH, longest_age_s=1e7, **buckets)  # type: ignore[arg-type]
+    return TowerConfig(history_length=LENGTH, longest_age_s=1e7, age_bias=request.param, **buckets)
 
 
 @pytest.fixture(scope="module")
 def user_tower(config: TowerConfig) -> Any:
+    """With biases that are not zero, as after training."""
     from keek_training.towers import UserTower
 
-    return UserTower(config, 1)
+    tower, rng = UserTower(config, 1), np.random.default_rng(2)
+    tower(golden_users(LENGTH))
+    for weight in tower.trainable_variables:
+        if "bias" in weight.path:
+            weight.assign(rng.normal(size=weight.shape))
+    return tower
 
 
 def test_the_served_vector_is_the_last_of_those_that_train(user_tower: Any) -> None:
@@ -49,6 +55,34 @@ def test_padding_changes_nothing(user_tower: Any) -> None:
         for name, values in short.items()
     }
     np.testing.assert_allclose(np.asarray(user_tower(short)), np.asarray(user_tower(padded)), atol=1e-5)
+
+
+def test_no_position_sees_a_later_one(user_tower: Any) -> None:
+    inputs = golden_users(LENGTH)
+    before = np.asarray(user_tower.every_position(inputs))
+    changed = inputs["history_vectors"].copy()
+    changed[:, -4:] = 7.0
+    after = np.asarray(user_tower.every_position(inputs | {"history_vectors": changed}))
+    np.testing.assert_allclose(before[:, :-4], after[:, :-4], atol=1e-5)
+    assert np.abs(before[:, -4:] - after[:, -4:]).max() > 1e-3
+
+
+def test_attention_weighs_a_key_by_how_far_back_it_is() -> None:
+    from keek_training.layers import CausalAttention
+
+    attention = CausalAttention(2, 3, age_bias=False, name="attention")
+    keys = np.random.default_rng(1).normal(size=(1, 5, 64)).astype(np.float32)
+    nothing = np.zeros((1, 5), np.float32)
+    attention(keys, keys, None, nothing)
+    table = np.array([[1, 10], [2, 20], [3, 30]], np.float32)
+    attention.distance_bias.assign(table)
+    found = np.asarray(attention._bias(5, last_only=False))
+    for query in range(5):
+        for key in range(5):
+            # What is farther than the table counts as its last row.
+            expected = table[min(query - key, 2)] if key <= query else [-2e9, -2e9]
+            np.testing.assert_array_equal(found[:, query, key], expected)
+    np.testing.assert_array_equal(np.asarray(attention._bias(5, last_only=True)), found[:, -1:])
 
 
 def test_every_golden_vector_is_finite_also_with_an_empty_history(

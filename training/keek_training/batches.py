@@ -1,6 +1,6 @@
 """Training steps: windows in a new order every epoch, always of the same shapes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -84,6 +84,25 @@ class Batches:
         spare = _SPARE_DEVIATIONS * counts.std() * self._size**0.5
         wanted = int(np.ceil((counts.mean() * self._size + spare) / _ROUND)) * _ROUND
         return min(wanted, self._size * self._length)
+
+
+class Mixed:
+    """Batches of windows that are padded to different lengths, in a new order every epoch."""
+
+    def __init__(self, parts: Sequence[Batches], rng: np.random.Generator) -> None:
+        self._parts = parts
+        self._rng = rng
+
+    def __len__(self) -> int:
+        """Steps an epoch."""
+        return sum(len(part) for part in self._parts)
+
+    def __iter__(self) -> Iterator[Tensors]:
+        """One epoch."""
+        running = [iter(part) for part in self._parts]
+        order = np.repeat(np.arange(len(running)), [len(part) for part in self._parts])
+        for part in self._rng.permutation(order):
+            yield next(running[part])
 
 
 class Negatives:

@@ -29,6 +29,9 @@ class TowerConfig(_Config):
     """Attention heads; must divide the 64 dimensions."""
     feed_forward: Count = 128
     """Width of the hidden layer of each block."""
+    age_bias: bool = True
+    """Whether attention also sees how long ago each key is, not only how far back. It is what costs
+    most over long histories, in training and in serving."""
     dropout: Rate = 0.2
     """Of the history's tokens and of each block's two branches."""
     content_width: Count = 128
@@ -46,8 +49,9 @@ class TowerConfig(_Config):
     """How often a video's id is hidden in training, so that content alone serves new uploads."""
     owner_dropout: Rate = 0.2
     """How often a video's owner is hidden in training."""
-    user_dropout: Rate = 0.5
-    """How often a user's id is hidden in training, so that a history alone serves new users."""
+    user_dropout: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """How often a user's id is hidden in training, so that a history alone serves new users. With 1
+    no id is ever known: users are what they did."""
     longest_age_s: Annotated[float, Field(gt=0)] | None = None
     """Ages beyond this count as this; the longest of the training data when unset, so that no
     age is read that training never saw."""
@@ -86,8 +90,17 @@ class TrainConfig(_Config):
     batch_size: Count | None = None
     """Windows of one user's history a step; each trains all its positions. From the data when
     unset: 32 to 128, so that an epoch of little data has steps enough."""
+    padded_lengths: Annotated[int, Field(ge=1, le=4)] = 1
+    """Lengths that windows are padded to: the longest, its half, a quarter, ... Where many histories
+    are short, more lengths save much of a pass; each has its own compiled step. Batches of shorter
+    windows hold more of them."""
+    overlap: Rate = 0.5
+    """Share of a window that the next older one of the same user reads again, as history alone."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     """Peak of AdamW's rate: linear warm-up over a tenth of the first epoch, then a cosine."""
+    cooldown: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Instead of the cosine: the peak up to this last share of all steps, then a straight line to 0. What
+    is trained before does not depend on how many epochs there will be."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW's, on matrices of layers; not on embeddings, biases and scales."""
     kind_weights: dict[InteractionKind, Annotated[float, Field(ge=0)]] = {
@@ -106,6 +119,9 @@ class TrainConfig(_Config):
     base: str | None = None
     """The run whose weights training starts from; its `towers` hold then."""
     fine_tuning: FineTuning = FineTuning()
+    half_precision: bool = False
+    """Compute the full softmax in bfloat16, from logits to gradients, sums in float32: three times as
+    fast on CPUs with AMX, and slower on those without."""
     jit: bool = False
     """Compile the training step with XLA: pays on an accelerator; on CPUs it costs half a minute
     and gains nothing."""

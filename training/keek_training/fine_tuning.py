@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from keek_server.errors import SetupError
-from keek_training.config import TrainConfig
+from keek_training.config import TowerConfig, TrainConfig
 from keek_training.features import Catalogue, Float32Array, Sequences
 from keek_training.model import TwoTowers
 from keek_training.runs import Run
@@ -41,7 +41,11 @@ def load_towers(model: TwoTowers, base: Run) -> None:
 
 
 def learn_ids(
-    model: TwoTowers, catalogue: Catalogue, sequences: Sequences, counts: Float32Array
+    model: TwoTowers,
+    towers: TowerConfig,
+    catalogue: Catalogue,
+    sequences: Sequences,
+    counts: Float32Array,
 ) -> dict[str, Any]:
     """Tells the towers which ids they did not know this training says something about.
 
@@ -56,7 +60,7 @@ def learn_ids(
     return {
         "new_videos": videos.ids.learn(features["video"][counts > 0]),
         "new_owners": videos.owners.learn(telling_owners(catalogue)),
-        "new_users": model.user_tower.ids.learn(sequences.users),
+        "new_users": model.user_tower.ids.learn(sequences.users) if towers.user_dropout < 1 else 0,
     }
 
 

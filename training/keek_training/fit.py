@@ -10,8 +10,8 @@ from typing import Any, Final
 import numpy as np
 from tqdm import tqdm
 
-from keek_training.backend import keras
-from keek_training.batches import Batches
+from keek_training.backend import Tensor, keras, ops
+from keek_training.batches import Mixed
 from keek_training.checkpoints import Checkpoints
 from keek_training.config import TrainConfig
 from keek_training.features import Catalogue, Float32Array, Sequences
@@ -73,20 +73,42 @@ class Trained:
 
 def compile_model(model: TwoTowers, config: TrainConfig, steps: int) -> None:
     """Gives the model its optimiser: AdamW, warmed up over a part of the first epoch's steps."""
-    warm_up = max(1, int(_WARM_UP_SHARE * steps))
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0,
-        decay_steps=max(1, steps * config.epochs - warm_up),
-        alpha=_LAST_RATE_SHARE,
-        warmup_target=config.learning_rate,
-        warmup_steps=warm_up,
+    optimizer = keras.optimizers.AdamW(
+        _rate(config, steps), weight_decay=config.weight_decay, global_clipnorm=_GRADIENT_NORM
     )
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, global_clipnorm=_GRADIENT_NORM)
     optimizer.exclude_from_weight_decay(var_names=list(_NO_DECAY))
     model.compile(optimizer=optimizer, loss=None, jit_compile=config.jit)
 
 
-def fit(trained: Trained, batches: Batches, checkpoints: Checkpoints | None = None) -> None:
+def _rate(config: TrainConfig, steps: int) -> Any:
+    warm_up, total = max(1, int(_WARM_UP_SHARE * steps)), steps * config.epochs
+    if config.cooldown is not None:
+        return Trapezium(config.learning_rate, warm_up, total, config.cooldown)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0,
+        decay_steps=max(1, total - warm_up),
+        alpha=_LAST_RATE_SHARE,
+        warmup_target=config.learning_rate,
+        warmup_steps=warm_up,
+    )
+
+
+class Trapezium(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
+    """A straight line up, the peak, and a straight line down to 0 over the last share of the steps."""
+
+    def __init__(self, peak: float, warm_up: int, steps: int, cooldown: float) -> None:
+        super().__init__()
+        self._peak, self._warm_up, self._steps, self._cooldown = peak, warm_up, steps, cooldown
+
+    def __call__(self, step: Tensor) -> Tensor:
+        """The rate of a step, counted from 0."""
+        step = ops.cast(step, "float32")
+        rising = (step + 1.0) / self._warm_up
+        falling = (self._steps - step) / max(1.0, self._cooldown * self._steps)
+        return self._peak * ops.clip(ops.minimum(rising, falling), 0.0, 1.0)
+
+
+def fit(trained: Trained, batches: Mixed, checkpoints: Checkpoints | None = None) -> None:
     """Runs the epochs; stops early when the validation has not got better for a while.
 
     Args:
@@ -138,7 +160,7 @@ def _passes(trained: Trained) -> int:
     return most if known is None or trained.is_measured else min(most, known)
 
 
-def _epoch(trained: Trained, batches: Batches, number: int) -> Epoch:
+def _epoch(trained: Trained, batches: Mixed, number: int) -> Epoch:
     started = time.monotonic()
     losses: list[float] = []
     title = f"epoch {number}/{_passes(trained)}"

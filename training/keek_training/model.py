@@ -11,6 +11,7 @@ import numpy.typing as npt
 from keek_server.towers.features import Tensors
 from keek_training.backend import Tensor, keras, ops
 from keek_training.config import TowerConfig
+from keek_training.softmax import log_partition
 from keek_training.towers import UserTower, VideoTower
 
 _HIDDEN: Final = -1e9
@@ -33,8 +34,11 @@ class TwoTowers(keras.Model):
         log_expected    float32 [m]       log of how often each is expected among the negatives
     """
 
-    def __init__(self, config: TowerConfig, features: Tensors, seed: int) -> None:
+    def __init__(
+        self, config: TowerConfig, features: Tensors, seed: int, half_precision: bool = False
+    ) -> None:
         super().__init__(name="two_towers")
+        self._half_precision = half_precision
         self.video_tower = VideoTower(config, seed)
         self.user_tower = UserTower(config, seed + 100)
         # Without any clip vector the tower is spared reading 512 zeros a video.
@@ -68,6 +72,9 @@ class TwoTowers(keras.Model):
         users = ops.take(users, batch["positions"], axis=0)
         if "negatives" in batch:
             return _sampled_softmax(users, vectors, batch)
+        if self._half_precision:
+            own = ops.sum(users * ops.take(vectors, batch["targets"], axis=0), axis=-1)
+            return log_partition(users, vectors) - own
         return _full_softmax(users, vectors, batch["targets"])
 
     def compute_loss(

@@ -8,7 +8,7 @@ from typing import Final
 from keek_server.towers.contract import CLIP_DIMENSION, DIMENSION
 from keek_training.backend import Tensor, keras, ops
 from keek_training.config import TowerConfig
-from keek_training.layers import KIND_COUNT, AgeFeatures, Block, HashEmbedding, Standardise
+from keek_training.layers import KIND_COUNT, MASKED, AgeFeatures, Block, HashEmbedding, Standardise
 
 _DURATION_SCALE: Final = 0.2
 
@@ -90,8 +90,16 @@ class UserTower(keras.Model):
         self._kinds = keras.layers.Embedding(KIND_COUNT, DIMENSION, name="kinds")
         self._gaps = keras.layers.Dense(DIMENSION, use_bias=False, name="gaps")
         self._dropout = keras.layers.Dropout(config.dropout)
+        self._age_bias = config.age_bias
         self._blocks = [
-            Block(config.heads, config.history_length, config.feed_forward, config.dropout, f"block_{i}")
+            Block(
+                config.heads,
+                config.history_length,
+                config.feed_forward,
+                config.dropout,
+                f"block_{i}",
+                config.age_bias,
+            )
             for i in range(config.blocks)
         ]
         self._norm_out = keras.layers.LayerNormalization(epsilon=1e-6, name="norm_out")
@@ -114,16 +122,16 @@ class UserTower(keras.Model):
         # How long before the window's end each position's own request was.
         requests_s = ops.concatenate([ages_s[:, 1:], ops.zeros_like(ages_s[:, :1])], axis=1)
         x = self._tokens(inputs["history_vectors"], kinds, ages_s - requests_s, training)
-        pair_ages = self._ages(ops.expand_dims(ages_s, 1) - ops.expand_dims(requests_s, 2))
-        places = ops.arange(ops.shape(kinds)[1])
-        distances = ops.expand_dims(places, 1) - ops.expand_dims(places, 0)
-        visible = self._visible(kinds, distances)
+        pair_ages = None
+        if self._age_bias:
+            pair_ages = self._ages(ops.expand_dims(ages_s, 1) - ops.expand_dims(requests_s, 2))
+        hidden = MASKED * ops.cast(kinds == 0, "float32")
         for block in self._blocks:
             if last_only and block is self._blocks[-1]:
-                pair_ages, distances, visible = pair_ages[:, -1:], distances[-1:], visible[:, -1:]
-                x = block(x, pair_ages, distances, visible, last_only=True, training=training)
+                pair_ages = None if pair_ages is None else pair_ages[:, -1:]
+                x = block(x, pair_ages, hidden, last_only=True, training=training)
             else:
-                x = block(x, pair_ages, distances, visible, training=training)
+                x = block(x, pair_ages, hidden, training=training)
         user = ops.expand_dims(self.ids(inputs["user"], training=training), 1)
         return self._out(self._norm_out(x) + user)
 
@@ -132,12 +140,3 @@ class UserTower(keras.Model):
         x = self._vectors(self._norm(vectors)) * self._kind_scales(kinds)
         x = x + self._kinds(kinds) + self._gaps(self._ages(gaps_s))
         return self._dropout(x, training=training)
-
-    def _visible(self, kinds: Tensor, distances: Tensor) -> Tensor:
-        """bool [n, k, k]: a position sees itself and earlier ones that are no padding.
-
-        Padding sees itself too: the last position of an empty history is padding, and its
-        vector, trained where a user's first interaction is the target, must be finite.
-        """
-        earlier = ops.logical_and(distances > 0, ops.expand_dims(kinds > 0, 1))
-        return ops.logical_or(earlier, distances == 0)

@@ -9,7 +9,7 @@ import numpy as np
 
 from keek_server.errors import SetupError
 from keek_training.backend import keras
-from keek_training.batches import Batches, Negatives
+from keek_training.batches import Batches, Mixed, Negatives
 from keek_training.checkpoints import Checkpoints
 from keek_training.config import TowerConfig, TrainConfig
 from keek_training.datasets.dataset import Dataset
@@ -19,7 +19,7 @@ from keek_training.fit import Measure, Trained, compile_model, fit, validate
 from keek_training.model import TwoTowers
 from keek_training.runs import Run
 from keek_training.validation import popular, quality, target_counts
-from keek_training.windows import split
+from keek_training.windows import Windows, split
 
 log = logging.getLogger(__name__)
 
@@ -60,27 +60,21 @@ def train(
         raise SetupError(f"{dataset.name} holds no interaction to train on, such as a view or a like")
     towers = fitted_towers(config.towers, dataset, sequences)
     config = config.model_copy(update={"towers": towers})
-    parts = split(sequences, towers.history_length, _validation_users(config, sequences), rng)
+    parts = split(sequences, towers.history_length, _validation_users(config, sequences), rng, config.overlap)
     if sequences.is_new is not None:
         chosen = with_replay(sequences, parts.training, config.fine_tuning.replay, rng)
         parts = replace(parts, training=chosen)
     counts = target_counts(sequences, parts.training, len(catalogue), towers.history_length)
-    batches = Batches(
-        sequences,
-        parts.training,
-        length=towers.history_length,
-        batch_size=config.batch_size or _batch_size(len(parts.training)),
-        negatives=Negatives(counts, config.negatives) if len(counts) > config.full_softmax_below else None,
-        rng=rng,
-    )
-    model = TwoTowers(towers, catalogue.features, config.seed)
+    negatives = Negatives(counts, config.negatives) if len(counts) > config.full_softmax_below else None
+    batches = batches_of(config, sequences, parts.training, negatives, rng)
+    model = TwoTowers(towers, catalogue.features, config.seed, config.half_precision)
     model(next(iter(batches)))  # makes the weights
     trained = Trained(config, model, catalogue, sequences, parts, rng, measure)
     if base is None:
-        _remember(model, catalogue, sequences, counts)
+        _remember(model, config.towers, catalogue, sequences, counts)
     else:
         load_towers(model, base)
-        trained.metrics.update(learn_ids(model, catalogue, sequences, counts))
+        trained.metrics.update(learn_ids(model, towers, catalogue, sequences, counts))
         if len(parts.validation):
             trained.metrics.update(validate(trained).as_metrics("base_"))
     compile_model(model, config, len(batches))
@@ -115,17 +109,56 @@ def _validation_users(config: TrainConfig, sequences: Sequences) -> int:
     return min(config.validation_users, share)
 
 
+def batches_of(
+    config: TrainConfig,
+    sequences: Sequences,
+    windows: Windows,
+    negatives: Negatives | None,
+    rng: np.random.Generator,
+) -> Mixed:
+    """Windows by the shortest of the padded lengths that holds each, in batches of as many positions."""
+    longest = config.towers.history_length
+    size = config.batch_size or _batch_size(len(windows))
+    # The request before a user's first interaction has a position, too.
+    rows = windows.ends - windows.starts + 1
+    parts, least = [], np.inf
+    for halved in range(config.padded_lengths):
+        length = max(1, longest >> halved)
+        shorter = longest >> (halved + 1) if halved + 1 < config.padded_lengths else -1
+        own = np.flatnonzero((rows <= least) & (rows > shorter))
+        least = shorter
+        if len(own):
+            parts.append(
+                Batches(
+                    sequences,
+                    windows.take(own),
+                    length=length,
+                    batch_size=size << halved,
+                    negatives=negatives,
+                    rng=rng,
+                )
+            )
+    return Mixed(parts, rng)
+
+
 def _batch_size(windows: int) -> int:
     return min(max(windows // _STEPS_WANTED, _SMALLEST_BATCH), _LARGEST_BATCH)
 
 
-def _remember(model: TwoTowers, catalogue: Catalogue, sequences: Sequences, counts: Float32Array) -> None:
+def _remember(
+    model: TwoTowers,
+    towers: TowerConfig,
+    catalogue: Catalogue,
+    sequences: Sequences,
+    counts: Float32Array,
+) -> None:
     """Tells the towers which ids training says something about, and what clip vectors are like."""
     features = catalogue.features
     model.video_tower.standardise.fit(features["clip_vector"])
     model.video_tower.ids.remember(features["video"][counts > 0])
     model.video_tower.owners.remember(telling_owners(catalogue))
-    model.user_tower.ids.remember(sequences.users)
+    if towers.user_dropout < 1:
+        model.user_tower.ids.remember(sequences.users)
 
 
 def _metrics(trained: Trained, counts: Float32Array) -> dict[str, Any]:

@@ -63,7 +63,13 @@ class Split:
     validation: Windows
 
 
-def split(sequences: Sequences, length: int, validation_users: int, rng: np.random.Generator) -> Split:
+def split(
+    sequences: Sequences,
+    length: int,
+    validation_users: int,
+    rng: np.random.Generator,
+    overlap: float = 0.5,
+) -> Split:
     """Cuts training windows, leaving out what some users did from their last target on.
 
     Args:
@@ -72,6 +78,7 @@ def split(sequences: Sequences, length: int, validation_users: int, rng: np.rand
         validation_users: How many users' last target is held out; fewer where fewer have one
             that something came before.
         rng: Draws those users.
+        overlap: Share of a window that the next older one reads again.
     """
     starts, stops = sequences.offsets[:-1], sequences.offsets[1:].copy()
     held = _last_targets(sequences)
@@ -79,7 +86,7 @@ def split(sequences: Sequences, length: int, validation_users: int, rng: np.rand
     drawn = np.sort(rng.permutation(able)[:validation_users])
     stops[drawn] = held[drawn]
     validation = Windows(drawn, starts[drawn], held[drawn], held[drawn] - 1)
-    return Split(_cut(sequences, starts, stops, length), validation)
+    return Split(_cut(sequences, starts, stops, length, overlap), validation)
 
 
 def _last_targets(sequences: Sequences) -> Int64Array:
@@ -91,13 +98,13 @@ def _last_targets(sequences: Sequences) -> Int64Array:
     return np.where(last >= sequences.offsets[:-1], last, -1)
 
 
-def _cut(sequences: Sequences, starts: Int64Array, stops: Int64Array, length: int) -> Windows:
+def _cut(sequences: Sequences, starts: Int64Array, stops: Int64Array, length: int, overlap: float) -> Windows:
     """Windows over the rows [starts, stops) of each user, newest first.
 
-    They overlap by half: every target is trained once, and its history is at least half a window
-    long, or the whole that the user has. One window is enough for `length` rows.
+    Every target is trained once, and its history is at least as long as windows overlap, or the whole
+    that the user has. One window is enough for `length` rows.
     """
-    stride = max(1, length // 2)
+    stride = max(1, round(length * (1.0 - overlap)))
     rows = stops - starts
     counts = np.where(rows > 0, 1 + np.maximum(0, -((length - rows) // stride)), 0)
     users = np.repeat(np.arange(len(starts)), counts)
