@@ -5,7 +5,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from keek_training.onnx_graph import without_flattening
+from keek_training.onnx_graph import with_layer_norms, without_flattening
 
 
 def _dense(scope: str) -> onnx.ModelProto:
@@ -73,3 +73,54 @@ def test_what_is_no_matrix_stays(rank: int) -> None:
     del model.graph.initializer[:]
     model.graph.initializer.extend([*kept, kernel])
     assert without_flattening(model) == 0
+
+
+def _norm(centre: str = "x") -> onnx.ModelProto:
+    """x [n, k, 4] normalised over the last, as the conversion writes it; `centre` is what is squared."""
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["mean"]),
+        helper.make_node("Neg", ["mean"], ["less"]),
+        helper.make_node("Sub", [centre, "mean"], ["off"]),
+        helper.make_node("Mul", ["off", "off"], ["squares"]),
+        helper.make_node("GlobalAveragePool", ["squares"], ["variance"]),
+        helper.make_node("Add", ["variance", "epsilon"], ["above"]),
+        helper.make_node("Sqrt", ["above"], ["root"]),
+        helper.make_node("Reciprocal", ["root"], ["inverse"]),
+        helper.make_node("Mul", ["inverse", "gamma"], ["scale"]),
+        helper.make_node("Mul", ["x", "scale"], ["scaled"]),
+        helper.make_node("Mul", ["less", "scale"], ["back"]),
+        helper.make_node("Add", ["back", "beta"], ["moved"]),
+        helper.make_node("Add", ["scaled", "moved"], ["y"]),
+    ]
+    rng = np.random.default_rng(6)
+    values = {
+        "epsilon": np.array(1e-6, np.float32),
+        "gamma": rng.normal(size=(1, 1, 4)).astype(np.float32),
+        "beta": rng.normal(size=(1, 1, 4)).astype(np.float32),
+        "other": rng.normal(size=(1, 1, 4)).astype(np.float32),
+    }
+    graph = helper.make_graph(
+        nodes,
+        "norm",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", "k", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", "k", 4])],
+        [numpy_helper.from_array(value, name) for name, value in values.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def test_a_normalisation_becomes_one_operator_and_answers_the_same() -> None:
+    model = _norm()
+    x = np.random.default_rng(7).normal(size=(2, 5, 4)).astype(np.float32)
+    expected = _answer(model, x)
+    assert with_layer_norms(model) == 1
+    onnx.checker.check_model(model)
+    assert [node.op_type for node in model.graph.node] == ["LayerNormalization"]
+    np.testing.assert_allclose(_answer(model, x), expected, atol=1e-5)
+
+
+def test_what_only_looks_like_a_normalisation_stays() -> None:
+    model = _norm(centre="other")
+    before = [node.op_type for node in model.graph.node]
+    assert with_layer_norms(model) == 0
+    assert [node.op_type for node in model.graph.node] == before

@@ -9,6 +9,7 @@ from keek_training.batches import Batches, Mixed
 from keek_training.config import TowerConfig, TrainConfig
 from keek_training.datasets.synth import SynthConfig, synthesise
 from keek_training.features import Sequences, catalogue_of, sequences_of
+from keek_training.golden import golden_users
 from keek_training.windows import fill, split
 
 # TensorFlow and Keras warn about themselves while they are imported.
@@ -56,6 +57,35 @@ def test_a_score_that_no_float_could_exponentiate_is_no_infinity() -> None:
 
     users, videos = np.full((2, 64), 4.0, np.float32), np.full((3, 64), 4.0, np.float32)
     np.testing.assert_allclose(np.asarray(log_partition(users, videos)), 1024 + np.log(3), rtol=1e-3)
+
+
+def test_all_that_makes_a_pass_fast_trains_together_and_a_user_is_what_the_user_did() -> None:
+    from keek_training.fine_tuning import learn_ids
+    from keek_training.train import train
+
+    dataset = synthesise(SynthConfig(users=60, videos=120, interactions=2400, end_us=1_750_000_000_000_000))
+    towers = {"history_length": 16, "blocks": 1, "feed_forward": 16, "content_width": 16}
+    config = TrainConfig.of(
+        {
+            "towers": towers | {"age_bias": False, "user_dropout": 1.0},
+            "epochs": 3,
+            "batch_size": 16,
+            "padded_lengths": 2,
+            "overlap": 0.25,
+            "cooldown": 0.5,
+            "half_precision": True,
+            "validation_users": 20,
+        }
+    )
+    trained = train(dataset, config)
+    assert trained.history[-1].loss < trained.history[0].loss
+    inputs = golden_users(16)
+    known = inputs | {"user": np.resize(trained.sequences.users, inputs["user"].shape)}
+    found = [np.asarray(trained.model.user_tower(own)) for own in (inputs, known)]
+    np.testing.assert_array_equal(*found)
+    counts = np.ones(len(trained.catalogue), np.float32)
+    learnt = learn_ids(trained.model, trained.config.towers, trained.catalogue, trained.sequences, counts)
+    assert learnt["new_users"] == 0
 
 
 @pytest.mark.parametrize("padded_lengths", [1, 3])

@@ -18,7 +18,7 @@ from keek_training.backend import keras
 from keek_training.config import TrainConfig
 from keek_training.contract_check import check_contract
 from keek_training.golden import golden_users, golden_videos
-from keek_training.onnx_graph import without_flattening
+from keek_training.onnx_graph import with_layer_norms, without_flattening
 from keek_training.runs import Run
 from keek_training.sessions import open_session
 from keek_training.towers import UserTower, VideoTower
@@ -90,6 +90,7 @@ def _convert(tower: Any, contract: TowerContract, path: Path) -> None:
     # What the container's ONNX Runtime reads too, and the dynamic shapes that the contract states.
     model.ir_version = min(model.ir_version, 9)
     without_flattening(model)
+    with_layer_norms(model)
     _state_shapes(model, contract)
     onnx.checker.check_model(model)
     path.write_bytes(model.SerializeToString())

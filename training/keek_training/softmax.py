@@ -23,7 +23,7 @@ def log_partition(users: Tensor, vectors: Tensor) -> Tensor:
         float32 [n].
     """
 
-    @ops.custom_gradient
+    @ops.custom_gradient  # type: ignore[untyped-decorator]
     def partition(users: Tensor, vectors: Tensor) -> tuple[Tensor, Any]:
         halves = ops.cast(users, _HALF), ops.cast(vectors, _HALF)
         scores = ops.matmul(halves[0], ops.transpose(halves[1]))
