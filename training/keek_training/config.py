@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -75,6 +75,22 @@ class FineTuning(_Config):
     """Share of the users whose last target is held out, at most `validation_users`."""
 
 
+class SetTargets(_Config):
+    """Requests with several targets each, in place of the next video at every position."""
+
+    asked: Literal["later", "hidden"] = "later"
+    """`later`: from the moment of one of the user's targets, drawn, all that came after. `hidden`: a
+    part of what the user did, drawn, from the rest: for data without order or times."""
+    most: Count = 32
+    """Targets of a request, drawn where there are more. A user who has more asks more often."""
+    horizon: Count | None = None
+    """Of `later`: no more than so many of the next targets."""
+    hidden_share: tuple[Rate, Rate] = (0.2, 0.8)
+    """Of `hidden`: the least and the largest share of a user's videos; drawn for each request."""
+    shuffled: bool = False
+    """Read a history in another order each time: where its order means nothing."""
+
+
 class TrainConfig(_Config):
     """One training run."""
 
@@ -110,6 +126,8 @@ class TrainConfig(_Config):
         InteractionKind.SHARE: 2.0,
     }
     """What a target weighs in the loss; a kind that is not named is never a target."""
+    set_targets: SetTargets | None = None
+    """Trains on sets of videos; the next video at every position when unset, and in fine-tuning."""
     full_softmax_below: Annotated[int, Field(ge=0)] = 20_000
     """Catalogues up to this size are trained with the full softmax, larger ones with a sampled."""
     negatives: Count = 4096

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from keek_training.backend import Tensor, keras, ops
+from keek_training.bags import SetBatches
 from keek_training.batches import Mixed
 from keek_training.checkpoints import Checkpoints
 from keek_training.config import TrainConfig
@@ -108,7 +109,7 @@ class Trapezium(keras.optimizers.schedules.LearningRateSchedule):  # type: ignor
         return self._peak * ops.clip(ops.minimum(rising, falling), 0.0, 1.0)
 
 
-def fit(trained: Trained, batches: Mixed, checkpoints: Checkpoints | None = None) -> None:
+def fit(trained: Trained, batches: Mixed | SetBatches, checkpoints: Checkpoints | None = None) -> None:
     """Runs the epochs; stops early when the validation has not got better for a while.
 
     Args:
@@ -160,7 +161,7 @@ def _passes(trained: Trained) -> int:
     return most if known is None or trained.is_measured else min(most, known)
 
 
-def _epoch(trained: Trained, batches: Mixed, number: int) -> Epoch:
+def _epoch(trained: Trained, batches: Mixed | SetBatches, number: int) -> Epoch:
     started = time.monotonic()
     losses: list[float] = []
     title = f"epoch {number}/{_passes(trained)}"

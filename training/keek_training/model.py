@@ -59,15 +59,16 @@ class TwoTowers(keras.Model):
         """float32 [p]: the cross entropy of each target."""
         vectors = self._candidate_vectors(batch, training)
         own = ops.expand_dims(ops.cast(batch["kinds"] > 0, "float32"), -1)
-        users = self.user_tower.every_position(
-            {
-                "user": batch["user"],
-                "history_vectors": ops.take(vectors, batch["videos"], axis=0) * own,
-                "history_kinds": batch["kinds"],
-                "history_ages_s": batch["ages_s"],
-            },
-            training=training,
-        )
+        inputs = {
+            "user": batch["user"],
+            "history_vectors": ops.take(vectors, batch["videos"], axis=0) * own,
+            "history_kinds": batch["kinds"],
+            "history_ages_s": batch["ages_s"],
+        }
+        if "positions" not in batch:
+            users = self.user_tower(inputs, training=training)
+            return _set_softmax(users, vectors, batch["targets"])
+        users = self.user_tower.every_position(inputs, training=training)
         users = ops.reshape(users, (-1, ops.shape(users)[-1]))
         users = ops.take(users, batch["positions"], axis=0)
         if "negatives" in batch:
@@ -109,6 +110,13 @@ def _full_softmax(users: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
     """Every video of the catalogue is a candidate."""
     logits = ops.matmul(users, ops.transpose(vectors))
     return ops.sparse_categorical_crossentropy(targets, logits, from_logits=True)
+
+
+def _set_softmax(users: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
+    """float32 [p, k]: of each of the targets, int32 [p, k], every video is a candidate."""
+    logits = ops.matmul(users, ops.transpose(vectors))
+    own = ops.sum(ops.take(vectors, targets, axis=0) * ops.expand_dims(users, 1), axis=-1)
+    return ops.logsumexp(logits, axis=-1, keepdims=True) - own
 
 
 def _sampled_softmax(users: Tensor, vectors: Tensor, batch: dict[str, Tensor]) -> Tensor:

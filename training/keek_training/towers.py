@@ -122,16 +122,16 @@ class UserTower(keras.Model):
         # How long before the window's end each position's own request was.
         requests_s = ops.concatenate([ages_s[:, 1:], ops.zeros_like(ages_s[:, :1])], axis=1)
         x = self._tokens(inputs["history_vectors"], kinds, ages_s - requests_s, training)
-        pair_ages = None
-        if self._age_bias:
-            pair_ages = self._ages(ops.expand_dims(ages_s, 1) - ops.expand_dims(requests_s, 2))
         hidden = MASKED * ops.cast(kinds == 0, "float32")
+        pair_ages = None
         for block in self._blocks:
-            if last_only and block is self._blocks[-1]:
-                pair_ages = None if pair_ages is None else pair_ages[:, -1:]
-                x = block(x, pair_ages, hidden, last_only=True, training=training)
-            else:
-                x = block(x, pair_ages, hidden, training=training)
+            last = last_only and block is self._blocks[-1]
+            if last:
+                requests_s = requests_s[:, -1:]
+            # Of a block that answers for the newest position alone, one row: the rest would cost the most.
+            if self._age_bias and (last or pair_ages is None):
+                pair_ages = self._ages(ops.expand_dims(ages_s, 1) - ops.expand_dims(requests_s, 2))
+            x = block(x, pair_ages, hidden, last_only=last, training=training)
         user = ops.expand_dims(self.ids(inputs["user"], training=training), 1)
         return self._out(self._norm_out(x) + user)
 

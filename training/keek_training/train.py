@@ -9,6 +9,7 @@ import numpy as np
 
 from keek_server.errors import SetupError
 from keek_training.backend import keras
+from keek_training.bags import SetBatches
 from keek_training.batches import Batches, Mixed, Negatives
 from keek_training.checkpoints import Checkpoints
 from keek_training.config import TowerConfig, TrainConfig
@@ -19,7 +20,7 @@ from keek_training.fit import Measure, Trained, compile_model, fit, validate
 from keek_training.model import TwoTowers
 from keek_training.runs import Run
 from keek_training.validation import popular, quality, target_counts
-from keek_training.windows import Windows, split
+from keek_training.windows import Split, Windows, split
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +66,7 @@ def train(
         chosen = with_replay(sequences, parts.training, config.fine_tuning.replay, rng)
         parts = replace(parts, training=chosen)
     counts = target_counts(sequences, parts.training, len(catalogue), towers.history_length)
-    negatives = Negatives(counts, config.negatives) if len(counts) > config.full_softmax_below else None
-    batches = batches_of(config, sequences, parts.training, negatives, rng)
+    batches = _batches(config, sequences, parts, counts, rng)
     model = TwoTowers(towers, catalogue.features, config.seed, config.half_precision)
     model(next(iter(batches)))  # makes the weights
     trained = Trained(config, model, catalogue, sequences, parts, rng, measure)
@@ -83,6 +83,30 @@ def train(
     return trained
 
 
+def _batches(
+    config: TrainConfig,
+    sequences: Sequences,
+    parts: Split,
+    counts: Float32Array,
+    rng: np.random.Generator,
+) -> Mixed | SetBatches:
+    """The steps of an epoch, as the configuration wants them."""
+    # A fine-tuning is about some windows alone.
+    if config.set_targets is not None and sequences.is_new is None:
+        stops = sequences.offsets[1:].copy()
+        stops[parts.validation.users] = parts.validation.ends
+        return SetBatches(
+            sequences,
+            stops,
+            length=config.towers.history_length,
+            batch_size=config.batch_size or _batch_size(len(parts.training)),
+            options=config.set_targets,
+            rng=rng,
+        )
+    negatives = Negatives(counts, config.negatives) if len(counts) > config.full_softmax_below else None
+    return batches_of(config, sequences, parts.training, negatives, rng)
+
+
 def fitted_towers(towers: TowerConfig, dataset: Dataset, sequences: Sequences) -> TowerConfig:
     """The configuration with what is left to the data: table sizes and the longest age."""
     videos = dataset.videos
@@ -91,7 +115,7 @@ def fitted_towers(towers: TowerConfig, dataset: Dataset, sequences: Sequences) -
         "video_buckets": _buckets(2 * videos.num_rows),
         "owner_buckets": _buckets(2 * len(videos["owner_id"].unique())),
         "tag_buckets": _buckets(8 * len(videos["tags"].combine_chunks().flatten().unique())),
-        "user_buckets": _buckets(len(sequences.user_ids)),
+        "user_buckets": _buckets(len(sequences.user_ids) if towers.user_dropout < 1 else 0),
         "longest_age_s": max(1.0, float(times_us.max() - times_us.min()) / 1e6),
     }
     return towers.model_copy(update={k: v for k, v in sizes.items() if getattr(towers, k) is None})
