@@ -1,6 +1,6 @@
 """Requests with several targets: what is read, what is asked for, and that it is drawn anew."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -114,7 +114,8 @@ def test_every_epoch_draws_anew_and_users_of_many_targets_ask_more_often(sequenc
 
 def test_requests_are_padded_to_no_more_than_their_batch_needs(sequences: Sequences) -> None:
     widths = []
-    for batch in _batches(sequences, SetTargets(most=1)):
+    steps: Iterable[dict[str, Any]] = _batches(sequences, SetTargets(most=1))
+    for batch in steps:
         longest = int((batch["kinds"] > 0).sum(axis=1).max())
         widths.append(batch["videos"].shape[1])
         assert widths[-1] == min(width for width in (5, 10, 20) if width >= longest)
