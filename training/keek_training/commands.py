@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,8 @@ def add_arguments(subparsers: Subparsers) -> None:
 
 def run_export(arguments: argparse.Namespace, settings: Settings) -> int:
     """Exports a run, and prints how far ONNX and Keras are apart."""
+    # Nothing has imported Keras yet; a run that was trained by another backend is exported by this one.
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     from keek_training.export import export
 
     run = Run.named(arguments.run, settings)

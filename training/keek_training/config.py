@@ -142,7 +142,12 @@ class TrainConfig(_Config):
     fast on CPUs with AMX, and slower on those without."""
     jit: bool = False
     """Compile the training step with XLA: pays on an accelerator; on CPUs it costs half a minute
-    and gains nothing."""
+    and gains nothing. On the JAX backend it is compiled in any case."""
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """Keras' policy of what the attention blocks compute in; weights, losses and what is exported stay
+    float32. Pays on an accelerator."""
+    devices: Count = 1
+    """Over how many devices each batch is spread; more than one needs the JAX backend."""
 
     @classmethod
     def load(cls, path: Path) -> "TrainConfig":

@@ -40,10 +40,15 @@ def export(run: Run) -> dict[str, Any]:
         The report, also written as export.json: parity, ms a user, sizes, checksums.
 
     Raises:
-        SetupError: When the run is not trained, or an exported tower breaks the contract or
-            the parity bound; export.json is not written then.
+        SetupError: When the run is not trained, Keras runs on another backend, or an exported tower breaks
+            the contract or the parity bound; export.json is not written then.
     """
     run.read_metrics()
+    if keras.backend.backend() != "tensorflow":
+        raise SetupError(
+            "ONNX is written by the TensorFlow backend: export with KERAS_BACKEND=tensorflow; "
+            "a run's weights are plain arrays, whichever backend trained them"
+        )
     config = TrainConfig.load(run.config)
     towers: dict[TowerContract, tuple[Any, Path]] = {
         USER_TOWER: (UserTower(config.towers, config.seed), run.user_tower),

@@ -15,6 +15,7 @@ from keek_training.bags import SetBatches
 from keek_training.batches import Mixed
 from keek_training.checkpoints import Checkpoints
 from keek_training.config import TrainConfig
+from keek_training.devices import padded, scaled, spread_over, step_is_compiled
 from keek_training.features import Catalogue, Float32Array, Sequences
 from keek_training.model import TwoTowers
 from keek_training.validation import Quality, quality, serving_inputs
@@ -78,7 +79,9 @@ def compile_model(model: TwoTowers, config: TrainConfig, steps: int) -> None:
         _rate(config, steps), weight_decay=config.weight_decay, global_clipnorm=_GRADIENT_NORM
     )
     optimizer.exclude_from_weight_decay(var_names=list(_NO_DECAY))
-    model.compile(optimizer=optimizer, loss=None, jit_compile=config.jit)
+    model.compile(
+        optimizer=scaled(optimizer, config.precision), loss=None, jit_compile=step_is_compiled(config.jit)
+    )
 
 
 def _rate(config: TrainConfig, steps: int) -> Any:
@@ -122,7 +125,8 @@ def fit(trained: Trained, batches: Mixed | SetBatches, checkpoints: Checkpoints 
     """
     model = trained.model
     trained.steps = len(batches)
-    best = (checkpoints and checkpoints.restore(trained)) or _learnt(model)
+    with spread_over(trained.config.devices):
+        best = (checkpoints and checkpoints.restore(trained)) or _learnt(model)
     while not _is_done(trained):
         epoch = _epoch(trained, batches, len(trained.history) + 1)
         trained.history.append(epoch)
@@ -165,9 +169,10 @@ def _epoch(trained: Trained, batches: Mixed | SetBatches, number: int) -> Epoch:
     started = time.monotonic()
     losses: list[float] = []
     title = f"epoch {number}/{_passes(trained)}"
-    with tqdm(batches, title, leave=False, disable=None, unit="step") as bar:
+    devices = trained.config.devices
+    with spread_over(devices), tqdm(batches, title, leave=False, disable=None, unit="step") as bar:
         for batch in bar:
-            losses.append(float(trained.model.train_on_batch(batch)))
+            losses.append(float(trained.model.train_on_batch(padded(batch, devices))))
             bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
     train_s = time.monotonic() - started
     validation = _measured(trained)

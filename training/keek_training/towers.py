@@ -105,6 +105,11 @@ class UserTower(keras.Model):
         self._norm_out = keras.layers.LayerNormalization(epsilon=1e-6, name="norm_out")
         self._out = keras.layers.Dense(DIMENSION, kernel_initializer="identity", name="out")
 
+    @property
+    def blocks(self) -> list[Block]:
+        """The attention blocks, in their order."""
+        return list(self._blocks)
+
     def call(self, inputs: dict[str, Tensor], training: bool = False) -> Tensor:
         """The contract's tensors, [n, ...] each, to [n, DIMENSION]."""
         return self._encode(inputs, last_only=True, training=training)[:, 0]

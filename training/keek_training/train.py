@@ -14,6 +14,7 @@ from keek_training.batches import Batches, Mixed, Negatives
 from keek_training.checkpoints import Checkpoints
 from keek_training.config import TowerConfig, TrainConfig
 from keek_training.datasets.dataset import Dataset
+from keek_training.devices import set_precision, spread_over
 from keek_training.features import Catalogue, Float32Array, Sequences, catalogue_of, sequences_of
 from keek_training.fine_tuning import learn_ids, load_towers, telling_owners, with_replay
 from keek_training.fit import Measure, Trained, compile_model, fit, validate
@@ -67,8 +68,10 @@ def train(
         parts = replace(parts, training=chosen)
     counts = target_counts(sequences, parts.training, len(catalogue), towers.history_length)
     batches = _batches(config, sequences, parts, counts, rng)
-    model = TwoTowers(towers, catalogue.features, config.seed, config.half_precision)
-    model(next(iter(batches)))  # makes the weights
+    with spread_over(config.devices):
+        model = TwoTowers(towers, catalogue.features, config.seed, config.half_precision)
+        set_precision(model.user_tower.blocks, config.precision)
+        model(next(iter(batches)))  # makes the weights
     trained = Trained(config, model, catalogue, sequences, parts, rng, measure)
     if base is None:
         _remember(model, config.towers, catalogue, sequences, counts)
@@ -77,7 +80,8 @@ def train(
         trained.metrics.update(learn_ids(model, towers, catalogue, sequences, counts))
         if len(parts.validation):
             trained.metrics.update(validate(trained).as_metrics("base_"))
-    compile_model(model, config, len(batches))
+    with spread_over(config.devices):
+        compile_model(model, config, len(batches))
     fit(trained, batches, checkpoints)
     trained.metrics.update(_metrics(trained, counts), train_s=round(time.monotonic() - started, 1))
     return trained
