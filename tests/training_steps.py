@@ -19,11 +19,11 @@ from keek_training.fit import compile_model
 from keek_training.train import train
 from keek_training.weights import load_weights, save_weights
 
-_STEPS = 4
+_STEPS = 3
 _CONFIG = {
     "towers": {
         "history_length": 8,
-        "blocks": 2,
+        "blocks": 1,
         "feed_forward": 16,
         "content_width": 16,
         "dropout": 0,

@@ -13,7 +13,11 @@ import pytest
 from keek_server.errors import SetupError
 
 # TensorFlow and Keras warn about themselves while they are imported.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+    # Two devices of one busy CPU wait for each other.
+    pytest.mark.timeout(900),
+]
 
 PROGRAM = Path(__file__).parent.parent / "training_steps.py"
 CLOSE = 1e-4
@@ -30,7 +34,7 @@ def _losses(weights: Path, *, backend: str, devices: int = 1, precision: str = "
     if devices > 1:
         environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     program = [sys.executable, str(PROGRAM), str(weights), str(devices), precision]
-    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stderr
     found: list[float] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -45,7 +49,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected(weights: Path) -> list[float]:
     """By TensorFlow on one device."""
     losses = _losses(weights, backend="tensorflow")
-    assert len(set(losses)) == len(losses) == 4
+    assert len(set(losses)) == len(losses) == 3
     return losses
 
 
