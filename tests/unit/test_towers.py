@@ -68,7 +68,7 @@ def test_no_position_sees_a_later_one(user_tower: Any) -> None:
 
 
 def test_attention_weighs_a_key_by_how_far_back_it_is() -> None:
-    from keek_training.layers import CausalAttention
+    from keek_training.layers import MASKED, CausalAttention
 
     attention = CausalAttention(2, 3, age_bias=False, name="attention")
     keys = np.random.default_rng(1).normal(size=(1, 5, 64)).astype(np.float32)
@@ -80,7 +80,7 @@ def test_attention_weighs_a_key_by_how_far_back_it_is() -> None:
     for query in range(5):
         for key in range(5):
             # What is farther than the table counts as its last row.
-            expected = table[min(query - key, 2)] if key <= query else [-2e9, -2e9]
+            expected = table[min(query - key, 2)] if key <= query else [2 * MASKED, 2 * MASKED]
             np.testing.assert_array_equal(found[:, query, key], expected)
     np.testing.assert_array_equal(np.asarray(attention._bias(5, last_only=True)), found[:, -1:])
 
