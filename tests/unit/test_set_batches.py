@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from keek_training.bags import SetBatches
-from keek_training.config import SetTargets, TrainConfig
+from keek_training.config import SetTargets, TowerConfig, TrainConfig
 from keek_training.datasets.synth import SynthConfig, synthesise
 from keek_training.features import Catalogue, Sequences, catalogue_of, sequences_of
 from keek_training.model import TwoTowers
-from keek_training.train import fitted_towers
+from keek_training.train import fitted_towers, train
 
 _LENGTH = 20
 
@@ -158,3 +158,16 @@ def test_the_loss_of_a_set_is_the_mean_cross_entropy_of_its_videos(
     weights = batch["weights"]
     mean = float(np.asarray(model.compute_loss(x=batch, y_pred=losses)))
     assert mean == pytest.approx(float((expected * weights).sum() / weights.sum()), rel=1e-4)
+
+
+def test_a_training_that_holds_nothing_out_runs_all_its_passes() -> None:
+    dataset = synthesise(SynthConfig(users=40, videos=100, interactions=1000, end_us=1_750_000_000_000_000))
+    towers = TowerConfig(blocks=1, history_length=8, user_ids=False)
+    trained = train(
+        dataset, TrainConfig(towers=towers, epochs=2, validation_users=0, set_targets=SetTargets())
+    )
+    assert [epoch.epoch for epoch in trained.history] == [1, 2]
+    assert trained.history[1].loss < trained.history[0].loss
+    assert "ndcg@10" not in trained.metrics
+    # Nobody is known by an id.
+    assert not np.asarray(trained.model.user_tower.ids.known[0]).any()
