@@ -85,6 +85,9 @@ class SetTargets(_Config):
     """Targets of a request, drawn where there are more. A user who has more asks more often."""
     horizon: Count | None = None
     """Of `later`: no more than so many of the next targets."""
+    longest_delay_s: Annotated[float, Field(ge=0)] = 0.0
+    """Of `later`: for so long before the request nothing is read, at the most; drawn for each. For users
+    who are asked for long after all that is known of them."""
     hidden_share: tuple[Rate, Rate] = (0.2, 0.8)
     """Of `hidden`: the least and the largest share of a user's videos; drawn for each request."""
     shuffled: bool = False
