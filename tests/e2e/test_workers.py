@@ -187,7 +187,7 @@ async def test_at_sigterm_streams_end_as_unavailable_and_the_parent_with_0(publi
         await anext(aiter(watch))
         pids = workers.pids()
         workers.process.terminate()
-        with pytest.raises(keek.UnavailableError, match="another one answers"):
+        with pytest.raises(keek.UnavailableError):
             async for _ in watch:
                 pass
         async with asyncio.timeout(30):

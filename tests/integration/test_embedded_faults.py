@@ -28,16 +28,19 @@ from keek_server.towers.contract import USER_TOWER
 from keek_server.towers.control import control_headers
 
 HOLDER = """
-import asyncio, sys
+import asyncio, contextlib, signal, sys
 from keek_server.embedded import EmbeddedStack
 from keek_server.settings import Settings
 
 async def main():
+    # asyncio's own handler would not wake a loop that is just about to sleep.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, asyncio.current_task().cancel)
     async with EmbeddedStack(Settings.model_validate_json(sys.argv[1])):
         print("ready", flush=True)
         await asyncio.sleep(600)
 
-asyncio.run(main())
+with contextlib.suppress(asyncio.CancelledError):
+    asyncio.run(main())
 """
 """A program that holds a stack until it is ended."""
 

@@ -116,18 +116,21 @@ class FeedPipeline:
 
     def _capture(self, query: FeedQuery, serving: ServingRelease | None) -> FeedContext:
         if serving is not None:
-            return FeedContext(query, serving, now_us(), self._parameters)
+            return self._as_usual(query, serving)
         assignment = self._assign(query) if self._assign else NO_ARMS
         if not assignment.arms:
-            return FeedContext(query, self._live.serving(query.user_id), now_us(), self._parameters)
+            return self._as_usual(query, self._live.serving(query.user_id))
         pinned = assignment.parameters.release_id
         if not pinned:
             serving = self._live.serving(query.user_id)
         elif (serving := self._live.pinned(pinned)) is None:
             # Not yet, or not on this server: what the arm stands for cannot be shown, and is not said to be.
-            return FeedContext(query, self._live.serving(query.user_id), now_us(), self._parameters)
+            return self._as_usual(query, self._live.serving(query.user_id))
         parameters = self._parameters.with_arm(assignment.parameters)
-        return FeedContext(query, serving, now_us(), parameters, assignment)
+        return FeedContext(query, serving, now_us(), parameters=parameters, assignment=assignment)
+
+    def _as_usual(self, query: FeedQuery, serving: ServingRelease) -> FeedContext:
+        return FeedContext(query, serving, now_us(), parameters=self._parameters)
 
     async def _hydrate(self, context: FeedContext) -> None:
         problems: list[str] = []

@@ -83,12 +83,12 @@ class FeedContext:
     query: FeedQuery
     serving: ServingRelease
     now_us: int
-    parameters: FeedParameters = USUAL
-    assignment: Assignment = NO_ARMS
     user: UserState = field(default_factory=lambda: UserState(History(), frozenset()))
     degradations: list[Degradation] = field(default_factory=list)
     failed: set[FeedSource] = field(default_factory=set)
     """The sources that could not do their part."""
+    parameters: FeedParameters = USUAL
+    assignment: Assignment = NO_ARMS
     started_s: float = field(default_factory=time.monotonic)
     """By the monotonic clock."""
     served: frozenset[int] = field(init=False)
