@@ -33,7 +33,7 @@ from keek_server.embedded import EmbeddedStack
 from keek_server.settings import Settings
 
 async def main():
-    # asyncio's own handler would not wake a loop that is just about to sleep.
+    # asyncio's own handler is not there where SIGINT is ignored, as behind a shell's &.
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, asyncio.current_task().cancel)
     async with EmbeddedStack(Settings.model_validate_json(sys.argv[1])):
         print("ready", flush=True)
