@@ -176,9 +176,10 @@ def test_the_loss_of_a_set_is_the_mean_cross_entropy_of_its_videos(
     assert mean == pytest.approx(float((expected * weights).sum() / weights.sum()), rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # TensorFlow's and Keras'
 def test_a_training_that_holds_nothing_out_runs_all_its_passes() -> None:
     dataset = synthesise(SynthConfig(users=40, videos=100, interactions=1000, end_us=1_750_000_000_000_000))
-    towers = TowerConfig(blocks=1, history_length=8, user_ids=False)
+    towers = TowerConfig(blocks=1, history_length=8, user_dropout=1.0)
     trained = train(
         dataset, TrainConfig(towers=towers, epochs=2, validation_users=0, set_targets=SetTargets())
     )
