@@ -5,8 +5,10 @@ import asyncio
 import json
 from typing import Final
 
-from keek_server.clock import iso_us, now_us
+from keek_server.clock import now_us
+from keek_server.commands import parse_since
 from keek_server.errors import FailedPreconditionError
+from keek_server.experiments.keeper import WINDOW_HOURS
 from keek_server.experiments.reading import Logged, read_feeds
 from keek_server.experiments.registry import ExperimentRegistry
 from keek_server.experiments.replay_report import replay_found, replay_text
@@ -39,14 +41,14 @@ def add_replay_arguments(subparsers: Subparsers) -> None:
         default="exposures",
         help="what is replayed: the exposure log of the database",
     )
-    parser.add_argument("--since", metavar="TIME", type=_time, help="ISO 8601 (default: a week ago)")
-    parser.add_argument("--until", metavar="TIME", type=_time, help="ISO 8601 (default: now)")
+    parser.add_argument("--since", metavar="TIME", type=parse_since, help="ISO 8601 (default: a week ago)")
+    parser.add_argument("--until", metavar="TIME", type=parse_since, help="ISO 8601 (default: now)")
     parser.add_argument("--arm", metavar="EXPERIMENT/ARM", help="feeds of this arm alone")
     parser.add_argument(
         "--window-hours",
         metavar="H",
         type=float,
-        default=24.0,
+        default=WINDOW_HOURS,
         help="how long after a feed an interaction may come that it caused (default: 24)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -100,9 +102,3 @@ def _mix(text: str) -> tuple[float, float]:
     if not slash or min(parts) < 0 or abs(sum(parts) - 100) > 1e-6:
         raise argparse.ArgumentTypeError(f"{text!r} is no split of 100, as 60/40")
     return parts[0], parts[1] / 100
-
-
-def _time(text: str) -> int:
-    if (time_us := iso_us(text)) is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: ISO 8601 is expected")
-    return time_us

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Protocol
 
 from keek_server.errors import KeekError
-from keek_server.experiments.assignment import NO_ARMS, Assignment, Plan, assign
+from keek_server.experiments.assignment import Assignment, Plan, assign
 from keek_server.experiments.registry import ExperimentRegistry
 from keek_server.feed.types import FeedQuery
 
@@ -48,8 +48,6 @@ class LiveExperiments:
 
     def assign(self, query: FeedQuery) -> Assignment:
         """The arms of the user whose page it is."""
-        if not self._plan.layers:
-            return NO_ARMS
         return assign(self._plan, query.user_id, query.filter.languages, query.filter.regions)
 
     def notify(self) -> None:

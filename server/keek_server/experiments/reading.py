@@ -1,7 +1,7 @@
 """What an experiment's feeds showed and its users did, read from SQL into arrays."""
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -140,9 +140,7 @@ async def read_experiment(database: Database, experiment: Experiment, *, window_
     async for row in _exposed(database, start_us - BEFORE_US, start_us - 1):
         if row.user_id in users:
             columns.add(row, users[row.user_id], -1, videos)
-    done = await _done(
-        database, start_us - BEFORE_US, end_us + window_us, users, videos, lambda user_id: user_id in users
-    )
+    done = await _done(database, start_us - BEFORE_US, end_us + window_us, users, videos)
     return Logged(columns.exposures(), columns.health(), done, list(users.known), list(videos.known))
 
 
@@ -166,9 +164,7 @@ async def read_feeds(
     async for row in _exposed(database, start_us, end_us):
         if not experiment_id or [experiment_id, arm] in (row.arms or ()):
             columns.add(row, users[row.user_id], 0, videos)
-    done = await _done(
-        database, start_us, end_us + window_us, users, videos, lambda user_id: user_id in users
-    )
+    done = await _done(database, start_us, end_us + window_us, users, videos)
     return Logged(columns.exposures(), columns.health(), done, list(users.known), list(videos.known))
 
 
@@ -183,13 +179,9 @@ async def _exposed(
 
 
 async def _done(
-    database: Database,
-    start_us: int,
-    end_us: int,
-    users: _Codes,
-    videos: _Codes,
-    wanted: Callable[[str], bool],
+    database: Database, start_us: int, end_us: int, users: _Codes, videos: _Codes
 ) -> Interactions:
+    """What users who have a code did."""
     c = interactions.c
     query = sa.select(c.seq, c.user_id, c.video_id, c.kind, c.event_time_us).where(
         c.event_time_us.between(start_us, end_us)
@@ -199,7 +191,7 @@ async def _done(
         rows += [
             (users[row.user_id], videos[row.video_id], row.kind, row.event_time_us)
             for row in page
-            if wanted(row.user_id)
+            if row.user_id in users
         ]
     table = np.array(rows, np.int64).reshape(-1, 4)
     return Interactions(table[:, 0], table[:, 1], table[:, 2].astype(np.int8), table[:, 3])
