@@ -214,6 +214,11 @@ def test_plots_put_a_value_where_it_belongs() -> None:
     assert "<svg" in ribbon("one", [Span("only", 0.0, 0.0, 0.0)])
 
 
+def test_axes_are_marked_at_round_values_and_at_zero() -> None:
+    svg = forest("lifts", [Span("up", 0.337, 0.18, 0.484), Span("none", 0.0, -0.011, 0.012)])
+    assert re.findall(r">([^<>]+ %)<", svg) == ["0 %", "+10 %", "+20 %", "+30 %", "+40 %", "+50 %"]
+
+
 def test_what_does_not_fit_is_refused() -> None:
     data = world(0.0, users=20)
     with pytest.raises(InvalidArgumentError, match="arms: must be two at least"):

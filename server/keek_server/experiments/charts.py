@@ -1,16 +1,18 @@
 """Plots as inline SVG: the server draws a few, and needs no library for them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Final
 
 _WIDTH: Final = 760
-_LEFT: Final = 210
+_LEFT: Final = 260
 _ROW: Final = 26
 _HEIGHT: Final = 220
 _GOOD, _BAD, _OPEN, _BAND = "#2a7f4f", "#c0392b", "#5b6b7d", "#2563a8"
-_TICKS: Final = 5
+_TICKS: Final = 6
+"""At most about so many beside an axis."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Span:
 
 def forest(title: str, spans: Sequence[Span]) -> str:
     """One row a span, all on one axis in percent, with a line at 0; at least one."""
-    axis = _Axis.over(spans, _LEFT, _WIDTH - 20)
+    axis = _Axis.over(spans, _LEFT, _WIDTH - 30)
     bottom = _ROW * len(spans) + 10
     parts = []
     for tick in axis.ticks:
@@ -88,15 +90,20 @@ class _Axis:
 
     @property
     def ticks(self) -> list[float]:
-        """0, which is marked, and some others."""
-        span = self.high - self.low
-        spread = [self.low + span * i / (_TICKS - 1) for i in range(_TICKS)]
-        return [0.0, *(tick for tick in spread if abs(tick) > 0.05 * span)]
+        """Multiples of a round step, among them 0."""
+        step = _round_step((self.high - self.low) / _TICKS)
+        return [step * i for i in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+
+
+def _round_step(least: float) -> float:
+    """The smallest of 1, 2, 2.5 and 5 times a power of ten that is not below this."""
+    power: float = 10.0 ** math.floor(math.log10(least))
+    return next(power * digit for digit in (1, 2, 2.5, 5, 10) if power * digit >= least)
 
 
 def _percent(tick: float) -> str:
-    """What stands beside a tick; 0 has its line."""
-    return f"{tick:+.1%}" if tick else ""
+    """What stands beside a tick, to two digits."""
+    return f"{tick * 100:+.3g} %" if tick else "0 %"
 
 
 def _grid(tick: float) -> str:

@@ -71,11 +71,16 @@ def _lifts(report: Found, arm: str) -> str:
 
 def _time_line(report: Found, arm: str) -> str:
     spans = [
-        Span(own["time"], own["relative"], own["relative_low"], own["relative_high"])
+        Span(_minute(own["time"]), own["relative"], own["relative_low"], own["relative_high"])
         for own in report["time_line"]
         if own["arm"] == arm and None not in (own["relative"], own["relative_low"])
     ]
     return ribbon(f"{arm}: the lift of the north star as time went on", spans) if spans else ""
+
+
+def _minute(time: str) -> str:
+    """Of a time as RFC 3339 has it."""
+    return time[: len("2026-01-31T23:59")].replace("T", " ")
 
 
 def _measures(report: Found) -> str:
