@@ -1,5 +1,6 @@
 """Fixtures that several test files share: the embedded servers, started once for all of them."""
 
+import gc
 import importlib
 import secrets
 import shutil
@@ -43,6 +44,24 @@ def embedded_settings(directory: Path) -> Settings:
         listen="127.0.0.1:0",
         startup_timeout_s=STARTUP_TIMEOUT_S,
     )
+
+
+@pytest.fixture(scope="session")
+def frozen() -> Iterator[None]:
+    """Objects that garbage collection does not look at, given back at the end."""
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_collections(frozen: None) -> None:
+    """Garbage collection looks at nothing that was there before a module.
+
+    Of all that the whole suite loads, a full one takes up to a second: calls to servers within the test's
+    process would miss their deadlines. Servers do the same.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
