@@ -5,7 +5,8 @@ A small release, really trained, on the embedded stack with SQLite; one server; 
 1. The unloaded latency, at a quarter of a first guess of the capacity.
 2. The peak: the most good answers a second at any rate that is offered, in steps up to half above the guess.
 3. Three times that for a while.
-4. Half of it, until latencies are back and nobody is refused any more.
+4. Half of the guess, until latencies are back where they were at that rate before, and nobody is refused any
+   more.
 5. Three times the feeds again, with some interactions and searches beside them: who is refused?
 
 A good answer is one within the caller's second. The load comes from ghz, on one core at most. **It shares
@@ -80,15 +81,15 @@ class _Load:
         before_s = await self._inside()
         overload = await self._feeds(peak * _OVERLOAD, seconds)
         limit, inside_s = await self._limit(), await self._inside()
-        recovery = await self._feeds(peak / 2, max(10.0, step_s))
+        before, recovery = steps[0], await self._feeds(guess * _STEPS[0], max(10.0, step_s))
         shed = await self._mixed(peak * _OVERLOAD, step_s)
 
-        bound_ms = 2 * percentile(unloaded.latencies_ms(), 99)
+        unloaded_p99_ms = percentile(unloaded.latencies_ms(), 99)
         inside_ms = 1e3 * (inside_s[0] - before_s[0]) / max(1.0, inside_s[1] - before_s[1])
         return {
             "goodput_vs_peak": round(overload.goodput / peak, 2),
-            "accepted_p99_vs_unloaded": round(2 * percentile(overload.latencies_ms(), 99) / bound_ms, 2),
-            "recovers_s": recovers_s(overload, recovery, bound_ms),
+            "accepted_p99_vs_unloaded": round(percentile(overload.latencies_ms(), 99) / unloaded_p99_ms, 2),
+            "recovers_s": recovers_s(overload, recovery, 2 * percentile(before.latencies_ms(), 99)),
             "peak_per_s": round(peak, 1),
             "limit_at_the_end": round(limit, 1),
             "mean_in_the_handler_ms": round(inside_ms, 1),

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
+import grpc
+
 from keek_server.breaker import Breaker
 from keek_server.errors import UnavailableError
 from keek_server.experiments.keeper import ExperimentKeeper
@@ -58,10 +60,9 @@ from keek_server.rpc.drain import Drain
 from keek_server.rpc.experiments import ExperimentServicer
 from keek_server.rpc.feed import FeedServicer
 from keek_server.rpc.interactions import InteractionServicer
-from keek_server.rpc.listeners import Listeners
 from keek_server.rpc.releases import ReleaseServicer
 from keek_server.rpc.search import SearchServicer
-from keek_server.rpc.server import FEED, SERVICES, Health, build_server
+from keek_server.rpc.server import FEED, SERVICES, Health, bind, build_server
 from keek_server.rpc.trending import TrendingServicer
 from keek_server.rpc.videos import VideoServicer
 from keek_server.search.audience import AudienceFollower
@@ -226,7 +227,7 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
             Authority(settings.admin_token),
             drain,
             open_door(settings),
-            listeners=settings.listeners,
+            waiting_limit=settings.waiting_limit,
         )
         host, _, named = settings.listen.rpartition(":")
         # Of workers, their supervisor holds it.
@@ -272,7 +273,7 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
 
         settled = worker is not None and await _settled(live, settings.worker_ready_s)
         # Not before: the kernel gives a listening worker its share of the connections.
-        server.bind(f"{host}:{port}")
+        bind(server, f"{host}:{port}")
         await server.start()
         stack.push_async_callback(_drain, server, health, drain, settings)
         yield App(port, settled, live, projector, figures)
@@ -315,7 +316,7 @@ async def _announce(live: LiveRelease, health: Health) -> None:
     await health.set(("", FEED), serving=True)
 
 
-async def _drain(server: Listeners, health: Health, drain: Drain, settings: Settings) -> None:
+async def _drain(server: grpc.aio.Server, health: Health, drain: Drain, settings: Settings) -> None:
     """Lets running calls end, and makes the rest end in a way that clients repeat."""
     await health.stop()
     await asyncio.sleep(settings.drain_delay_s)

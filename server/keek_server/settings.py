@@ -78,9 +78,9 @@ class Settings(BaseSettings):
     rolling restart does not go on then."""
 
     # -- overload ---------------------------------------------------------------------------------
-    listeners: Annotated[int, Field(ge=1, le=32)] = 4
-    """How many calls a server takes up in a turn of its event loop: with one, as gRPC has it, those of a
-    burst wait for a turn each. Connections are spread over them; what comes over a single one has one."""
+    waiting_limit: Annotated[int, Field(ge=3)] = 96
+    """Calls that may wait until a server takes them up, one in a turn of its event loop. Some are refused
+    from two thirds of it on. gRPC does that by itself, at no cost to the server, as CANCELLED."""
     concurrency_limit_min: Annotated[int, Field(ge=2)] = 64
     """Feeds and searches that may be under way on a server at the same time, however slow they have become.
     Searches are refused at half of the limit already. Less keeps latencies lower in an overload, and refuses

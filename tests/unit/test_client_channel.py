@@ -18,7 +18,7 @@ def test_the_default_policy_retries_unavailable_calls_of_all_methods_but_uploads
                 "initialBackoff": "0.050000s",
                 "maxBackoff": "1.000000s",
                 "backoffMultiplier": 2.0,
-                "retryableStatusCodes": ["UNAVAILABLE"],
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
             },
         },
         # Uploads go on from what has arrived, which gRPC cannot know.

@@ -18,7 +18,8 @@ _MIB: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """When a call is made again: on UNAVAILABLE, within the call's own deadline.
+    """When a call is made again: on UNAVAILABLE, within the call's own deadline, and where a server's gRPC
+    ended it before it was looked at (CANCELLED), as when too many wait.
 
     Every call of Keek may be repeated, because interactions carry an `event_id`, changes of videos
     and releases a `request_id`, and changes of experiments say what is to be. A stream is retried
@@ -139,7 +140,7 @@ def service_config(retry: RetryPolicy | None) -> str:
             "initialBackoff": f"{retry.initial_backoff_s:.6f}s",
             "maxBackoff": f"{retry.max_backoff_s:.6f}s",
             "backoffMultiplier": retry.backoff_multiplier,
-            "retryableStatusCodes": ["UNAVAILABLE"],
+            "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
         }
         # gRPC would send an upload again from where the call began, and keep that much in memory. The
         # client goes on from what has arrived.

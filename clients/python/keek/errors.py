@@ -14,7 +14,7 @@ KeekError
     ├── ResourceExhaustedError  refused at the door: wait `retry_after_s`, then call again
     ├── UnavailableError        no server, or a part of it is down; the retries were in vain
     ├── DeadlineExceededError   no answer within `timeout_s`
-    ├── CallCancelledError      cancelled, by closing the client or by the server
+    ├── CallCancelledError      cancelled, by closing the client, or by a server with too many waiting
     ├── UnimplementedError      the server does not know the call: it is older than the client
     └── InternalError           a fault of the server
 

@@ -21,6 +21,7 @@ from keek.v1 import (
     video_service_pb2,
     video_service_pb2_grpc,
 )
+from keek_server.errors import SetupError
 from keek_server.rpc.admin import Authority
 from keek_server.rpc.door import Door
 from keek_server.rpc.drain import Drain
@@ -28,7 +29,6 @@ from keek_server.rpc.experiments import ExperimentServicer
 from keek_server.rpc.feed import FeedServicer
 from keek_server.rpc.guard import GuardInterceptor
 from keek_server.rpc.interactions import InteractionServicer
-from keek_server.rpc.listeners import Listeners
 from keek_server.rpc.reflection import add_reflection
 from keek_server.rpc.releases import ReleaseServicer
 from keek_server.rpc.rules import RuleChecker
@@ -89,27 +89,51 @@ def build_server(
     drain: Drain,
     door: Door,
     *,
-    listeners: int,
-) -> Listeners:
+    waiting_limit: int,
+) -> grpc.aio.Server:
     """A server with all services, not yet bound nor started.
 
     Args:
-        listeners: How many calls it takes up in a turn of the event loop.
+        waiting_limit: Calls that may wait until it takes them up; gRPC ends what comes on top.
     """
     guard = GuardInterceptor(RuleChecker(), authority, drain, door)
+    options = (*_OPTIONS, *waiting_options(waiting_limit))
+    server = grpc.aio.server(interceptors=(guard,), options=options)
+    feed_service_pb2_grpc.add_FeedServiceServicer_to_server(feed, server)
+    interaction_service_pb2_grpc.add_InteractionServiceServicer_to_server(interactions, server)
+    video_service_pb2_grpc.add_VideoServiceServicer_to_server(videos, server)
+    search_service_pb2_grpc.add_SearchServiceServicer_to_server(search, server)
+    trending_service_pb2_grpc.add_TrendingServiceServicer_to_server(trending, server)
+    release_service_pb2_grpc.add_ReleaseServiceServicer_to_server(releases, server)
+    experiment_service_pb2_grpc.add_ExperimentServiceServicer_to_server(experiments, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_.servicer, server)
+    add_reflection(server, (*SERVICES, health.SERVICE_NAME))
+    return server
 
-    def add_services(server: grpc.aio.Server) -> grpc.aio.Server:
-        feed_service_pb2_grpc.add_FeedServiceServicer_to_server(feed, server)
-        interaction_service_pb2_grpc.add_InteractionServiceServicer_to_server(interactions, server)
-        video_service_pb2_grpc.add_VideoServiceServicer_to_server(videos, server)
-        search_service_pb2_grpc.add_SearchServiceServicer_to_server(search, server)
-        trending_service_pb2_grpc.add_TrendingServiceServicer_to_server(trending, server)
-        release_service_pb2_grpc.add_ReleaseServiceServicer_to_server(releases, server)
-        experiment_service_pb2_grpc.add_ExperimentServiceServicer_to_server(experiments, server)
-        health_pb2_grpc.add_HealthServicer_to_server(health_.servicer, server)
-        add_reflection(server, (*SERVICES, health.SERVICE_NAME))
-        return server
 
-    return Listeners(
-        [add_services(grpc.aio.server(interceptors=(guard,), options=_OPTIONS)) for _ in range(listeners)]
+def waiting_options(limit: int) -> tuple[tuple[str, int], ...]:
+    """Options of a server that lets calls wait until it takes them up, but not more than `limit`.
+
+    gRPC ends what comes on top as CANCELLED, before any Python runs: some from two thirds of the limit on,
+    all from there.
+    """
+    return (
+        ("grpc.server.max_pending_requests", limit * 2 // 3),
+        ("grpc.server.max_pending_requests_hard_limit", limit),
     )
+
+
+def bind(server: grpc.aio.Server, address: str) -> None:
+    """Has a server listen.
+
+    Args:
+        server: Not yet started.
+        address: host:port, where the port is a number that is held for this process (`reserved_port`).
+
+    Raises:
+        SetupError: When it cannot be had.
+    """
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise SetupError(f"cannot listen on {address}: {error} (KEEK_LISTEN)") from error
