@@ -105,7 +105,6 @@ class Viewers:
         likes = rng.random(quota.shape) < self.likes(users, is_trending)
         propensities = (1.0 - split.exploration) * (is_trending == quota) + split.exploration / 2
         sources = np.where(is_trending > 0, FeedSource.TRENDING, FeedSource.PERSONALISED)
-        flat = propensities.reshape(-1).astype(np.float32)
         exposures = Exposures(
             users=users,
             arms=np.zeros(len(users), np.int16),
@@ -115,8 +114,8 @@ class Viewers:
             videos=np.arange(quota.size),
             sources=sources.reshape(-1).astype(np.int8),
             scores=np.zeros(quota.size, np.float32),
-            source_propensities=flat,
-            video_propensities=flat,
+            source_propensities=propensities.reshape(-1).astype(np.float32),
+            video_propensities=np.ones(quota.size, np.float32),
         )
         return exposures, likes.reshape(-1).astype(np.float64)
 

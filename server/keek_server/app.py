@@ -172,7 +172,10 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
             ),
             source_deadline_s=settings.source_deadline_s,
             parameters=FeedParameters(
-                settings.personalised_share, settings.per_owner_cap, exploration=settings.exploration
+                settings.personalised_share,
+                settings.per_owner_cap,
+                exploration=settings.exploration,
+                video_exploration=settings.video_exploration,
             ),
             assign=experiments.assign,
         )

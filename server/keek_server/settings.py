@@ -186,6 +186,9 @@ class Settings(BaseSettings):
     exploration: Share = 0.0
     """Share of a feed's slots whose source, personalised or trending, is drawn by chance: what
     `keek-train replay` learns from. The odds are logged."""
+    video_exploration: Share = 0.0
+    """Share of a feed's personalised slots whose video is drawn by chance, among the twenty best left:
+    what `keek-train replay --release` learns from. Not in feeds that ask for a filter or block owners."""
     exposure_sampling: Share = 1.0
     """Share of the users whose feeds are logged, all of each: experiments are measured by these alone."""
     experiment_holdout: Share = 0.0

@@ -15,6 +15,7 @@ import pytest
 
 from keek_server.clock import now_us
 from keek_server.experiments.definitions import ExperimentDefinition
+from keek_server.experiments.logs import Pooled
 from keek_server.experiments.reading import BEFORE_US, read_experiment, read_feeds
 from keek_server.experiments.registry import Experiment, ExperimentRegistry
 from keek_server.feed.types import FeedSource
@@ -41,13 +42,16 @@ async def experiment(database: Database) -> Experiment:
     return await registry.start("mix")
 
 
-async def show(database: Database, user_id: str, time_us: int, arms: Any, slate: list[Any]) -> None:
+async def show(
+    database: Database, user_id: str, time_us: int, arms: Any, slate: list[Any], pool: Any = None
+) -> None:
     await MonthlyPartitions(database, exposures.c.serve_time_us).cover(month_start_us(time_us))
     row = {
         "user_id": user_id,
         "release_id": "r1",
         "serve_time_us": time_us,
         "slate": slate,
+        "pool": pool,
         "arms": arms,
         "first_slot": 10,
         "slot_count": 4,
@@ -112,6 +116,27 @@ async def test_feeds_of_the_arms_their_users_before_and_what_they_did_are_read(
         database, start_us, start_us + SECOND_US, window_us=0, experiment_id="mix", arm="half"
     )
     assert [of_arm.user_ids[code] for code in of_arm.exposures.users] == ["u1", "tester"]
+    # Rows of before know nothing of videos that were drawn: what was shown was certain.
+    assert whole.exposures.video_propensities.tolist() == [1.0] * len(whole.exposures.videos)
+    assert whole.pools == [None] * 4
+
+
+async def test_what_videos_were_drawn_among_is_read(database: Database) -> None:
+    slate = [["v1", T, 0.9, 1.0], ["v3", P, 0.5, 1.0, 0.05], ["v4", P, 0.4, 1.0], ["v2", P, 0.6, 1.0, 0.95]]
+    await show(database, "u1", now_us(), None, [["v5", P, 0.9]])
+    await show(database, "u1", now_us(), None, slate, [3, 1, "v8", ["v9", 3]])
+    logged = await read_feeds(database, 0, now_us(), window_us=0)
+    shown = logged.exposures
+    np.testing.assert_allclose(shown.video_propensities, [1, 1, 0.05, 1, 0.95], rtol=1e-6)
+    assert logged.pools[0] is None
+    assert logged.pools[1] is not None
+    code = {video_id: number for number, video_id in enumerate(logged.video_ids)}
+    assert logged.pools[1] == [
+        Pooled(code["v2"], 3, is_shown=True),
+        Pooled(code["v3"], 1, is_shown=True),
+        Pooled(code["v8"], 3, is_shown=False),
+        Pooled(code["v9"], 2, is_shown=False),
+    ]
 
 
 async def test_the_command_prints_a_table_json_and_a_page(

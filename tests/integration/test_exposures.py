@@ -13,13 +13,18 @@ from keek_server.clock import now_us
 from keek_server.errors import UnavailableError
 from keek_server.experiments.assignment import NO_ARMS, Assignment
 from keek_server.feed.exposures import ExposureLog
-from keek_server.feed.types import Candidate, FeedPage, FeedSource, Selection
+from keek_server.feed.types import Candidate, FeedPage, FeedSource, PoolEntry, Selection
 from keek_server.storage.database import Database
 from keek_server.storage.tables import exposures as table
 
 
 def page(
-    user_id: str, *, assignment: Assignment = NO_ARMS, propensities: list[float] | None = None
+    user_id: str,
+    *,
+    assignment: Assignment = NO_ARMS,
+    propensities: list[float] | None = None,
+    video_propensities: list[float] | None = None,
+    pool: list[PoolEntry] | None = None,
 ) -> FeedPage:
     context = SimpleNamespace(
         query=SimpleNamespace(user_id=user_id, page_size=3, served=(1, 2)),
@@ -29,7 +34,7 @@ def page(
         degradations=[],
     )
     items = [Candidate("v1", FeedSource.TRENDING, 0.5), Candidate("v2", FeedSource.POPULAR, 0.1)]
-    selection = Selection(items, [], propensities)
+    selection = Selection(items, [], propensities, video_propensities, pool)
     return cast("FeedPage", SimpleNamespace(context=context, selection=selection, elapsed_s=0.0015))
 
 
@@ -45,7 +50,7 @@ async def test_a_page_is_logged_with_its_release_places_sources_and_scores(datab
     (row,) = await database.rows(sa.select(table))
     assert (row.user_id, row.release_id, row.slate) == ("u1", "r1", [["v1", 2, 0.5], ["v2", 4, 0.1]])
     assert (row.first_slot, row.slot_count, row.arms) == (2, 3, None)
-    assert (row.elapsed_us, row.degraded) == (1500, False)
+    assert (row.elapsed_us, row.degraded, row.pool) == (1500, False, None)
 
 
 async def test_arms_and_odds_are_logged(database: Database) -> None:
@@ -55,6 +60,16 @@ async def test_arms_and_odds_are_logged(database: Database) -> None:
     (row,) = await database.rows(sa.select(table))
     assert row.arms == [["e1", "b"]]
     assert row.slate == [["v1", 2, 0.5, 0.05], ["v2", 4, 0.1, None]]
+
+
+async def test_what_videos_were_drawn_among_is_logged_with_their_odds(database: Database) -> None:
+    log = ExposureLog(database)
+    drawn = page("u1", propensities=[1.0, 1.0], video_propensities=[1.0, 0.1 / 7], pool=["v7", 1, ("v8", 1)])
+    await log.apply(drawn)
+    await log.flush()
+    (row,) = await database.rows(sa.select(table))
+    assert row.slate == [["v1", 2, 0.5, 1.0], ["v2", 4, 0.1, 1.0, 0.0142857]]
+    assert row.pool == ["v7", 1, ["v8", 1]]
 
 
 async def test_of_a_sample_of_users_every_page_is_logged(database: Database) -> None:

@@ -28,6 +28,7 @@ arms:
       trending_slots: 4
       per_owner_cap: 2
       exploration: 0.05
+      video_exploration: 0.1
       release_id: r1
 audience: {user_id_prefixes: [u], languages: ["no", pt], regions: [KZ]}
 overrides: {u1: other, u2: control}
@@ -46,7 +47,11 @@ EXPECTED = keek.ExperimentDefinition(
             name="other",
             weight=3.5,
             parameters=keek.FeedParameters(
-                trending_slots=4, per_owner_cap=2, exploration=0.05, release_id="r1"
+                trending_slots=4,
+                per_owner_cap=2,
+                exploration=0.05,
+                release_id="r1",
+                video_exploration=0.1,
             ),
         ),
     ],

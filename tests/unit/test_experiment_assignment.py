@@ -73,7 +73,8 @@ def test_experiments_of_one_layer_share_users_out_and_those_of_another_draw_anew
 
 
 def test_parameters_of_all_arms_come_together() -> None:
-    cap = [{"name": "a", "parameters": {"per_owner_cap": 7, "exploration": 0.1}}, {"name": "b", "weight": 0}]
+    values = {"per_owner_cap": 7, "exploration": 0.1, "video_exploration": 0.05}
+    cap = [{"name": "a", "parameters": values}, {"name": "b", "weight": 0}]
     split = [{"name": "a", "parameters": {"trending_slots": 4}}, {"name": "b", "weight": 0}]
     own = plan(
         Running(definition("x", layer="owners", arms=cap), WHOLE), Running(definition("y", arms=split), WHOLE)
@@ -81,7 +82,7 @@ def test_parameters_of_all_arms_come_together() -> None:
     made = assign(own, "u1")
     assert made.label == "x/a,y/a"
     usual = FeedParameters(0.7, 2)
-    assert usual.with_arm(made.parameters) == FeedParameters(0.7, 7, 4, 0.1)
+    assert usual.with_arm(made.parameters) == FeedParameters(0.7, 7, 4, 0.1, 0.05)
     assert usual.with_arm(made.parameters).trending_share(10) == 0.4
     assert usual.with_arm(NO_ARMS.parameters) == usual
     half = Assignment(parameters=definition().arms[1].parameters)

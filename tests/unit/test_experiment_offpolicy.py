@@ -109,7 +109,7 @@ def tiny(sources: list[list[FeedSource]], quota: list[FeedSource], exploration: 
         sources=flat.astype(np.int8),
         scores=np.zeros(m, np.float32),
         source_propensities=propensities,
-        video_propensities=propensities,
+        video_propensities=np.ones(m, np.float32),
     )
 
 

@@ -32,7 +32,7 @@ def select(
     failed: frozenset[FeedSource] = frozenset(),
 ) -> Selection:
     context: Any = SimpleNamespace(
-        query=SimpleNamespace(page_size=size, served=(0,) * served),
+        query=SimpleNamespace(page_size=size, served=(0,) * served, allowed=None),
         failed=failed,
         parameters=FeedParameters(share, cap, trending_slots, exploration),
     )
@@ -134,7 +134,8 @@ def test_trending_slots_are_counted_on_each_page() -> None:
 
 def test_without_exploration_nothing_is_left_to_chance() -> None:
     given = candidates(P, 30) + candidates(T, 30)
-    assert select(given).propensities is None
+    page = select(given)
+    assert (page.propensities, page.video_propensities, page.pool) == (None, None, None)
 
 
 def test_exploration_draws_the_sources_of_some_slots_as_often_as_it_says() -> None:

@@ -43,6 +43,7 @@ class ArmParameters(_Part):
     """Of each page, instead of a share."""
     per_owner_cap: Annotated[int, Field(ge=1, le=100)] | None = None
     exploration: Share | None = None
+    video_exploration: Share | None = None
     release_id: Annotated[str, Field(max_length=64)] = ""
 
     @model_validator(mode="after")

@@ -1,7 +1,8 @@
 """What an analysis reads: exposures and interactions as arrays, users and videos as codes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +45,8 @@ class Exposures:
     """[m]: with which probability the slot was given to this source, after all slots before it; NaN where
     that is not known, as when a source ran short and another one filled its slot."""
     video_propensities: Float32Array
-    """[m]: with which probability the slot showed this very video, likewise."""
+    """[m]: with which probability the slot showed this very video, given its source and all that was placed
+    before it; 1 where no video was drawn by chance."""
 
     def __post_init__(self) -> None:
         _same_length(
@@ -118,6 +120,21 @@ class Interactions:
 
     def __len__(self) -> int:
         return len(self.users)
+
+
+class Pooled(NamedTuple):
+    """A personalised video that slots of one feed were drawn among."""
+
+    video: int
+    """A code."""
+    last: int
+    """The last position that it could be drawn for: its own where it was shown; -1 where there was none."""
+    is_shown: bool
+    """Whether a slot was given to it by such a draw."""
+
+
+Pool = Sequence[Pooled]
+"""Of one feed, best first: each slot was drawn among the first `drawing.VIDEO_POOL` that were left."""
 
 
 def _same_length(what: str, **arrays: npt.NDArray[Any]) -> None:

@@ -1,7 +1,7 @@
 """What an experiment's feeds showed and its users did, read from SQL into arrays."""
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -10,9 +10,9 @@ import sqlalchemy as sa
 
 from keek_server.clock import now_us
 from keek_server.experiments.guardrails import FeedHealth
-from keek_server.experiments.logs import Exposures, Interactions
+from keek_server.experiments.logs import Exposures, Interactions, Pool, Pooled
 from keek_server.experiments.registry import Experiment
-from keek_server.feed.types import FeedSource
+from keek_server.feed.types import FeedSource, PoolEntry
 from keek_server.storage.database import Database
 from keek_server.storage.tables import exposures, interactions
 
@@ -34,6 +34,8 @@ class Logged:
     user_ids: list[str]
     """By code."""
     video_ids: list[str]
+    pools: list[Pool | None] = field(default_factory=list)
+    """By feed: what its videos were drawn among; None where none was. Of all feeds of some time alone."""
 
 
 @dataclass(slots=True)
@@ -68,6 +70,7 @@ class _Columns:
     sources: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     propensities: list[float] = field(default_factory=list)
+    video_propensities: list[float] = field(default_factory=list)
 
     def add(self, row: Any, user: int, arm: int, videos: _Codes) -> None:
         self.users.append(user)
@@ -78,14 +81,14 @@ class _Columns:
         self.asked.append(row.slot_count)
         self.latencies_ms.append(row.elapsed_us / 1e3)
         self.degraded.append(row.degraded)
-        for video_id, source, score, *propensity in row.slate:
+        for video_id, source, score, *propensities in row.slate:
             self.videos.append(videos[video_id])
             self.sources.append(source)
             self.scores.append(score)
-            self.propensities.append(_propensity(source, propensity))
+            self.propensities.append(_propensity(source, propensities[:1]))
+            self.video_propensities.append(propensities[1] if len(propensities) > 1 else 1.0)
 
     def exposures(self) -> Exposures:
-        propensities = np.array(self.propensities, np.float32)
         return Exposures(
             users=np.array(self.users, np.int64),
             arms=np.array(self.arms, np.int16),
@@ -95,9 +98,8 @@ class _Columns:
             videos=np.array(self.videos, np.int64),
             sources=np.array(self.sources, np.int8),
             scores=np.array(self.scores, np.float32),
-            source_propensities=propensities,
-            # Within a source the next best video is shown, which is not left to chance.
-            video_propensities=propensities,
+            source_propensities=np.array(self.propensities, np.float32),
+            video_propensities=np.array(self.video_propensities, np.float32),
         )
 
     def health(self) -> FeedHealth:
@@ -161,11 +163,33 @@ async def read_feeds(
         UnavailableError: When the database is down or late.
     """
     users, videos, columns = _Codes(), _Codes(), _Columns()
+    pools: list[Pool | None] = []
     async for row in _exposed(database, start_us, end_us):
         if not experiment_id or [experiment_id, arm] in (row.arms or ()):
             columns.add(row, users[row.user_id], 0, videos)
+            shown = [videos[each[0]] for each in row.slate]
+            pools.append(pool_of(row.pool, shown, videos.__getitem__) if row.pool else None)
     done = await _done(database, start_us, end_us + window_us, users, videos)
-    return Logged(columns.exposures(), columns.health(), done, list(users.known), list(videos.known))
+    return Logged(columns.exposures(), columns.health(), done, list(users.known), list(videos.known), pools)
+
+
+def pool_of(entries: Sequence[PoolEntry], shown: Sequence[int], code_of: Callable[[str], int]) -> Pool:
+    """What the videos of a feed were drawn among.
+
+    Args:
+        entries: As they are logged.
+        shown: The codes of all items.
+        code_of: Gives a video's code.
+    """
+    pool = []
+    for entry in entries:
+        if isinstance(entry, int):
+            pool.append(Pooled(shown[entry], entry, is_shown=True))
+        elif isinstance(entry, str):
+            pool.append(Pooled(code_of(entry), len(shown) - 1, is_shown=False))
+        else:
+            pool.append(Pooled(code_of(entry[0]), entry[1] - 1, is_shown=False))
+    return pool
 
 
 async def _exposed(

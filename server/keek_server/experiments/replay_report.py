@@ -1,13 +1,17 @@
 """What a replay found out, for programs and for people."""
 
 import math
-from typing import Any
+from typing import Any, Final
 
 from keek_server.experiments.offpolicy import Earned, Replay
+from keek_server.experiments.release_replay import ReleaseReplay
 from keek_server.experiments.report_text import aligned, number, percent
 
 Found = dict[str, Any]
 """One JSON object; what is not known is None."""
+
+ENOUGH_SUPPORT: Final = 0.8
+"""Share of a release's choices that the log should have been able to show."""
 
 
 def replay_found(own: Replay) -> Found:
@@ -51,6 +55,43 @@ def replay_text(found: Found, what: str) -> str:
     )
     table = aligned(("BY", "A SLOT", "LOW", "HIGH", "LIFT", "LOW", "HIGH"), rows)
     return "\n".join([head, *table, foot]) + "\n"
+
+
+def release_found(own: ReleaseReplay, made_before_share: float) -> Found:
+    """The same of a release.
+
+    Args:
+        own: The replay.
+        made_before_share: Share of the feeds that were served before the release was made.
+    """
+    return {
+        **replay_found(own.replay),
+        "support": own.support,
+        "differing_share": own.differing_share,
+        "feed_count": own.feed_count,
+        "served_before_release_share": made_before_share,
+    }
+
+
+def release_text(found: Found, release_id: str) -> str:
+    """Lines of text of what `release_found` made."""
+    differing, support = found["differing_share"], found["support"]
+    text = (
+        f"in {differing:.1%} of the personalised slots it would show others than the log; the log could have"
+        f" shown {support:.1%} of what it would choose"
+    )
+    lines = [text]
+    if support < ENOUGH_SUPPORT:
+        lines.append(
+            "WARNING: these estimates are of the choices that the log could have shown; the others may earn"
+            " anything"
+        )
+    if (before := found["served_before_release_share"]) > 0:
+        lines.append(
+            f"WARNING: {before:.1%} of these feeds are older than the release: if it was trained on what they"
+            " led to, it knows the answers; take feeds since it was made"
+        )
+    return replay_text(found, f"release {release_id}") + "\n".join(lines) + "\n"
 
 
 def _earned(own: Earned) -> Found:

@@ -6,26 +6,23 @@ was drawn by itself, with a probability that the log knows. Either source gives 
 what a slot earns depends on how many slots before it the source had. Weights therefore are of the pair
 (source, depth in the source): the probability of the depth under either policy is exact, by the sums of
 independent draws (as marginalised importance weights, Xie, Ma and Wang, NeurIPS 2019). Earlier pages of a
-session are taken as they were."""
+session are taken as they were, and so is video exploration, where there was some."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 
 from keek_server.errors import InvalidArgumentError
 from keek_server.experiments.logs import BoolArray, Exposures, FloatArray, Int64Array
 from keek_server.experiments.offpolicy import Predictions, Replay, replay
+from keek_server.experiments.reward_model import FOLDS, cell_means, folds_of
 from keek_server.feed.types import FeedSource
 
 Layout = Callable[[float, int, int], Sequence[FeedSource]]
 """From the share of trending slots, the number of slots on earlier pages, and that of slots on this one: the
 source that each of these is kept for. `feed.mixing` has it."""
 
-_FOLDS: Final = 5
-_PRIOR_SLOTS: Final = 50.0
-"""A cell of the reward model is drawn to the one above it as if that had been seen so often."""
 _PERSONALISED, _TRENDING = 0, 1
 
 
@@ -182,13 +179,11 @@ def _predictions(
     """Mean rewards by source, position and depth, of the users of other folds."""
     feeds, positions = exposures.feeds, exposures.positions
     length = slots.sources.shape[1]
-    # Codes of users may follow anything, as the time they came.
-    _, places = np.unique(exposures.users, return_inverse=True)
-    folds = np.random.default_rng(0).integers(_FOLDS, size=len(exposures))[places]
+    folds = folds_of(exposures.users)
     depths = slots.depths if by_depth else np.zeros_like(slots.depths)
-    table = _cell_means(
+    table = cell_means(
         (folds[feeds], slots.sources[feeds, positions], positions, depths[feeds, positions]),
-        (_FOLDS, 2, length, length),
+        (FOLDS, 2, length, length),
         rewards,
         usable,
     )
@@ -205,23 +200,3 @@ def _predictions(
         mixed = before[:, : place + 1] * (own * trending + (1.0 - own) * personalised)
         target[:, place] = mixed.sum(axis=1)
     return Predictions(target[feeds, positions], shown)
-
-
-def _cell_means(
-    cells: tuple[Int64Array, Int64Array, Int64Array, Int64Array],
-    shape: tuple[int, int, int, int],
-    rewards: FloatArray,
-    usable: BoolArray,
-) -> FloatArray:
-    """[folds, sources, positions, depths]: means over all other folds, each drawn to that over its depths,
-    and that to the one over its positions."""
-    flat = np.ravel_multi_index(cells, shape)[usable]
-    size = int(np.prod(shape))
-    sums = np.bincount(flat, rewards[usable], minlength=size).reshape(shape)
-    counts = np.bincount(flat, minlength=size).reshape(shape).astype(np.float64)
-    sums, counts = sums.sum(axis=0) - sums, counts.sum(axis=0) - counts
-    means = np.zeros((shape[0], 1, 1, 1))
-    for axes in ((1, 2, 3), (2, 3), (3,), ()):
-        own, seen = sums.sum(axis=axes, keepdims=True), counts.sum(axis=axes, keepdims=True)
-        means = (own + _PRIOR_SLOTS * means) / (seen + _PRIOR_SLOTS)
-    return means

@@ -52,6 +52,7 @@ class ExposureLog:
                 "release_id": context.serving.release.id,
                 "serve_time_us": context.now_us,
                 "slate": _slate(page.selection),
+                "pool": page.selection.pool,
                 "arms": list(context.assignment.arms) or None,
                 "first_slot": len(context.query.served),
                 "slot_count": context.query.page_size,
@@ -106,9 +107,13 @@ class ExposureLog:
 
 def _slate(selection: Selection) -> list[list[Any]]:
     """As the column has it."""
+    slate: list[list[Any]] = [[item.video_id, int(item.source), item.score] for item in selection.items]
     if selection.propensities is None:
-        return [[item.video_id, int(item.source), item.score] for item in selection.items]
-    return [
-        [item.video_id, int(item.source), item.score, None if math.isnan(propensity) else propensity]
-        for item, propensity in zip(selection.items, selection.propensities, strict=True)
-    ]
+        return slate
+    for row, propensity in zip(slate, selection.propensities, strict=True):
+        row.append(None if math.isnan(propensity) else propensity)
+    if selection.video_propensities is not None:
+        for row, propensity in zip(slate, selection.video_propensities, strict=True):
+            if propensity < 1.0:
+                row.append(float(f"{propensity:.6g}"))
+    return slate

@@ -3,10 +3,11 @@
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 
+from keek_server.feed.drawing import VideoDraws
 from keek_server.feed.types import Candidate, FeedContext, FeedSource, Selection, SlotShare
 
 _REFILL = {
@@ -50,7 +51,7 @@ class QuotaSelector:
     """Shares the slots between personalised and trending, evenly spread over the session.
 
     No video twice; at most `per_owner_cap` videos of one owner on a page, unless the page
-    would be short otherwise. With exploration, some slots draw their source.
+    would be short otherwise. With exploration, some slots draw their source, or their video.
     """
 
     name = "mix"
@@ -60,7 +61,8 @@ class QuotaSelector:
         parameters, page_size = context.parameters, context.query.page_size
         quota = slots_of(parameters.trending_share(page_size), len(context.query.served), page_size)
         slots = _explored(quota, parameters.exploration) if parameters.exploration else quota
-        page = _Page(slots, candidates, parameters.per_owner_cap)
+        draws = _draws(context)
+        page = _Page(slots, candidates, parameters.per_owner_cap, draws)
         # What trends fills its own slots first: a video that is also personal to the user would
         # otherwise take a personalised slot, and the page would show less of both.
         page.fill({FeedSource.TRENDING: (FeedSource.TRENDING,)})
@@ -71,8 +73,20 @@ class QuotaSelector:
         page.lift_cap()
         page.fill(fillers)
         chosen = [item for item in page.items if item is not None]
+        shares = _shares(slots, chosen)
+        if draws is None and not parameters.exploration:
+            return Selection(chosen, shares)
         propensities = _propensities(quota, slots, page.items, parameters.exploration)
-        return Selection(chosen, _shares(slots, chosen), propensities)
+        if draws is None:
+            return Selection(chosen, shares, propensities)
+        return Selection(chosen, shares, propensities, draws.propensities(page.items), draws.pool(page.items))
+
+
+def _draws(context: FeedContext) -> VideoDraws | None:
+    """None where no video is left to chance. What a request asks for or blocks is not logged, so that nobody
+    could say later what another release would have shown there."""
+    share = context.parameters.video_exploration
+    return VideoDraws(share) if share and context.query.allowed is None else None
 
 
 def _explored(quota: Sequence[FeedSource], exploration: float) -> list[FeedSource]:
@@ -85,9 +99,7 @@ def _propensities(
     slots: Sequence[FeedSource],
     items: Sequence[Candidate | None],
     exploration: float,
-) -> list[float] | None:
-    if not exploration:
-        return None
+) -> list[float]:
     drawn = exploration / len(_DRAWN)
     return [
         drawn + (1.0 - exploration) * (slot is own) if item.source is slot else math.nan
@@ -113,7 +125,13 @@ def slots_of(trending_share: float, first: int, count: int) -> tuple[FeedSource,
 class _Page:
     """A page while it is filled."""
 
-    def __init__(self, slots: Sequence[FeedSource], candidates: list[Candidate], per_owner_cap: int) -> None:
+    def __init__(
+        self,
+        slots: Sequence[FeedSource],
+        candidates: list[Candidate],
+        per_owner_cap: int,
+        draws: VideoDraws | None,
+    ) -> None:
         self.items: list[Candidate | None] = [None] * len(slots)
         self._slots = slots
         self._candidates = candidates
@@ -121,28 +139,37 @@ class _Page:
         self._taken: set[str] = set()
         self._owners: Counter[int] = Counter()
         self._cap: float = per_owner_cap
+        self._draws = draws
 
     def fill(self, fillers: Mapping[FeedSource, tuple[FeedSource, ...]]) -> None:
         """Fills open slots, each from the sources named for its own, in turn."""
         for place, slot in enumerate(self._slots):
             if self.items[place] is None:
-                self.items[place] = self._take(fillers.get(slot, ()))
+                self.items[place] = self._take(fillers.get(slot, ()), place)
 
     def lift_cap(self) -> None:
         """From here on any number of an owner's videos fits: one more is better than a short page."""
         if all(self.items):
             return
         self._cap = math.inf
+        self._draws = None
         self._queues = self._restart()
 
-    def _take(self, sources: tuple[FeedSource, ...]) -> Candidate | None:
+    def _take(self, sources: tuple[FeedSource, ...], place: int) -> Candidate | None:
         for source in sources:
-            for candidate in self._queues[source]:
+            for candidate in self._queue(source, place):
                 if self._fits(candidate):
                     self._taken.add(candidate.video_id)
                     self._owners[candidate.owner] += 1
                     return candidate
         return None
+
+    def _queue(self, source: FeedSource, place: int) -> Iterable[Candidate]:
+        """The candidates of a source for a slot, best first; or the one that was drawn."""
+        if self._draws is None or source is not FeedSource.PERSONALISED:
+            return self._queues[source]
+        drawn = self._draws.take(self._queues[source], self._fits, place)
+        return () if drawn is None else (drawn,)
 
     def _fits(self, candidate: Candidate) -> bool:
         if candidate.video_id in self._taken:

@@ -18,6 +18,8 @@ class FeedParameters:
     """Of each page, instead of a share."""
     exploration: float = 0.0
     """Share of the slots whose source is drawn by chance."""
+    video_exploration: float = 0.0
+    """Share of the personalised slots whose video is drawn by chance, among the best few."""
 
     def trending_share(self, page_size: int) -> float:
         """Share of a page's slots."""
@@ -33,6 +35,7 @@ class FeedParameters:
             self.per_owner_cap if arm.per_owner_cap is None else arm.per_owner_cap,
             arm.trending_slots if own_split else self.trending_slots,
             self.exploration if arm.exploration is None else arm.exploration,
+            self.video_exploration if arm.video_exploration is None else arm.video_exploration,
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import compress
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -155,6 +155,12 @@ class SlotShare:
     served_count: int
 
 
+PoolEntry: TypeAlias = int | str | tuple[str, int]
+"""A video that slots were drawn among: the number of the item that shows it; or its id, where none does; or
+its id and the number of the first item that it could not be any more, as its owner's share was full, or
+another source had shown it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """The chosen items, in order."""
@@ -164,6 +170,12 @@ class Selection:
     propensities: list[float] | None = None
     """How likely the slot of each item was to get the source that it got; NaN where another one filled it.
     None where nothing was left to chance."""
+    video_propensities: list[float] | None = None
+    """How likely each item was, among those of its source, in its slot, after all that was placed before; 1
+    where it was certain. None where no video was drawn by chance."""
+    pool: list[PoolEntry] | None = None
+    """The personalised videos that slots were drawn among, best first: each slot among the first
+    `drawing.VIDEO_POOL` of those that were left."""
 
 
 @dataclass(frozen=True, slots=True)

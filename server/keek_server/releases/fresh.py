@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from itertools import compress, islice
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,8 @@ from keek_server.releases.release import CLIP, VIDEO_COLUMNS, Release
 from keek_server.retrieval.fresh import VECTORS, Column, Columns
 from keek_server.retrieval.index import FaissIndex
 from keek_server.retrieval.live import LiveIndex
-from keek_server.towers.client import TowerClient
-from keek_server.towers.contract import CLIP_DIMENSION, VIDEO_TOWER
-from keek_server.towers.features import Float16Array, video_features
+from keek_server.towers.contract import CLIP_DIMENSION, VIDEO_TOWER, TowerContract
+from keek_server.towers.features import Float16Array, Float32Array, Tensors, video_features
 from keek_server.videos.changes import Change, ChangeFeed
 from keek_server.videos.video import VideoState
 
@@ -30,10 +30,20 @@ _BATCH = 256
 _DEADLINE_S = 5.0
 
 
+class Towers(Protocol):
+    """Answers for towers, as `TowerClient` does."""
+
+    async def vectors(
+        self, tower: TowerContract, version: int, features: Tensors, *, deadline_s: float
+    ) -> Float32Array:
+        """See `TowerClient.vectors`."""
+        ...
+
+
 class FreshVideos:
     """Keeps the index of one release up to date with the catalogue."""
 
-    def __init__(self, release: Release, feed: ChangeFeed, towers: TowerClient, *, fresh_limit: int) -> None:
+    def __init__(self, release: Release, feed: ChangeFeed, towers: Towers, *, fresh_limit: int) -> None:
         self.index = LiveIndex(
             {VECTORS: release.index, CLIP: release.clip_index or FaissIndex.empty(CLIP_DIMENSION)},
             release.corpus.ids,

@@ -211,8 +211,11 @@ exposures = Table(
     Column("release_id", String(64), nullable=False),
     Column("serve_time_us", BigInteger, nullable=False),
     # [[video_id, FeedSource, score], ...] in the order shown; with exploration [..., propensity]: how likely
-    # the slot was to get this source, null where another one had to fill it.
+    # the slot was to get this source, null where another one had to fill it. Where its video was drawn by
+    # chance, too, [..., propensity, video_propensity]: how likely this video was then.
     Column("slate", JSON, nullable=False),
+    # What videos were drawn among, best first (`feed.types.PoolEntry`); NULL where none was.
+    Column("pool", JSON(none_as_null=True)),
     # [[experiment_id, arm], ...]; NULL where no experiment took the user.
     Column("arms", JSON(none_as_null=True)),
     # Slots that stood on earlier pages of the session: the mix counts on from there.

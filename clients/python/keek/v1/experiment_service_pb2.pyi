@@ -58,6 +58,7 @@ class FeedParameters(_message.Message):
     PER_OWNER_CAP_FIELD_NUMBER: _builtins.int
     EXPLORATION_FIELD_NUMBER: _builtins.int
     RELEASE_ID_FIELD_NUMBER: _builtins.int
+    VIDEO_EXPLORATION_FIELD_NUMBER: _builtins.int
     personalised_share: _builtins.float
     """Share of the slots for personalised videos; the rest is trending."""
     trending_slots: _builtins.int
@@ -68,6 +69,10 @@ class FeedParameters(_message.Message):
     """Share of the slots whose source is drawn by chance: what replays learn from."""
     release_id: _builtins.str
     """A release that may serve, instead of the active one; empty for that."""
+    video_exploration: _builtins.float
+    """Share of the personalised slots whose video is drawn by chance, among the best few: what replays of other
+    releases learn from.
+    """
     def __init__(
         self,
         *,
@@ -76,10 +81,11 @@ class FeedParameters(_message.Message):
         per_owner_cap: _builtins.int | None = ...,
         exploration: _builtins.float | None = ...,
         release_id: _builtins.str = ...,
+        video_exploration: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_exploration", b"_exploration", "_per_owner_cap", b"_per_owner_cap", "_personalised_share", b"_personalised_share", "_trending_slots", b"_trending_slots", "exploration", b"exploration", "per_owner_cap", b"per_owner_cap", "personalised_share", b"personalised_share", "trending_slots", b"trending_slots"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exploration", b"_exploration", "_per_owner_cap", b"_per_owner_cap", "_personalised_share", b"_personalised_share", "_trending_slots", b"_trending_slots", "_video_exploration", b"_video_exploration", "exploration", b"exploration", "per_owner_cap", b"per_owner_cap", "personalised_share", b"personalised_share", "trending_slots", b"trending_slots", "video_exploration", b"video_exploration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exploration", b"_exploration", "_per_owner_cap", b"_per_owner_cap", "_personalised_share", b"_personalised_share", "_trending_slots", b"_trending_slots", "exploration", b"exploration", "per_owner_cap", b"per_owner_cap", "personalised_share", b"personalised_share", "release_id", b"release_id", "trending_slots", b"trending_slots"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exploration", b"_exploration", "_per_owner_cap", b"_per_owner_cap", "_personalised_share", b"_personalised_share", "_trending_slots", b"_trending_slots", "_video_exploration", b"_video_exploration", "exploration", b"exploration", "per_owner_cap", b"per_owner_cap", "personalised_share", b"personalised_share", "release_id", b"release_id", "trending_slots", b"trending_slots", "video_exploration", b"video_exploration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exploration: _TypeAlias = _typing.Literal["exploration"]  # noqa: Y015
     _WhichOneofArgType__exploration: _TypeAlias = _typing.Literal["_exploration", b"_exploration"]  # noqa: Y015
@@ -89,6 +95,8 @@ class FeedParameters(_message.Message):
     _WhichOneofArgType__personalised_share: _TypeAlias = _typing.Literal["_personalised_share", b"_personalised_share"]  # noqa: Y015
     _WhichOneofReturnType__trending_slots: _TypeAlias = _typing.Literal["trending_slots"]  # noqa: Y015
     _WhichOneofArgType__trending_slots: _TypeAlias = _typing.Literal["_trending_slots", b"_trending_slots"]  # noqa: Y015
+    _WhichOneofReturnType__video_exploration: _TypeAlias = _typing.Literal["video_exploration"]  # noqa: Y015
+    _WhichOneofArgType__video_exploration: _TypeAlias = _typing.Literal["_video_exploration", b"_video_exploration"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__exploration) -> _WhichOneofReturnType__exploration | None: ...
     @_typing.overload
@@ -97,6 +105,8 @@ class FeedParameters(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__personalised_share) -> _WhichOneofReturnType__personalised_share | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__trending_slots) -> _WhichOneofReturnType__trending_slots | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__video_exploration) -> _WhichOneofReturnType__video_exploration | None: ...
 
 Global___FeedParameters: _TypeAlias = FeedParameters  # noqa: Y015
 

@@ -10,6 +10,7 @@ down_revision = "0004"
 def upgrade() -> None:
     """Exposures that are there already are of no experiment, and nothing is known of how they were made."""
     op.add_column("exposures", sa.Column("arms", sa.JSON, nullable=True))
+    op.add_column("exposures", sa.Column("pool", sa.JSON, nullable=True))
     op.add_column("exposures", sa.Column("first_slot", sa.Integer, nullable=False, server_default="0"))
     op.add_column("exposures", sa.Column("slot_count", sa.Integer, nullable=False, server_default="0"))
     op.add_column("exposures", sa.Column("elapsed_us", sa.Integer, nullable=False, server_default="0"))
