@@ -10,6 +10,7 @@ the time before. All of it goes through what the server reports with (`keek_serv
 - A ratio of users of 51/49 where 50/50 was meant is found, and a whole one is not.
 - A split of 60/40, replayed from feeds of 70/30 with exploration, against what it really earns; beside it,
   what comes out when one takes the log as it is.
+- Another release, replayed from feeds some of whose videos were drawn by chance, likewise.
 - Microseconds to assign a user.
 
 Goals: false positives in 0.04 to 0.06, with peeking at most 0.05; replay within 10 % of the truth; assignment
@@ -18,23 +19,21 @@ in at most 5 us.
 
 import argparse
 import importlib
+import json
 import math
-import sys
+import random
 import time
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
-from tqdm import tqdm
 
+from benchmarks.experiment_replays import progress, release_replays, replays
 from benchmarks.servers import report
-from benchmarks.simulated_users import Users, Viewers, simulated_users
+from benchmarks.simulated_users import Users, simulated_users
 from keek_server.experiments.inference import Difference, compare, estimates, linearised, sample_ratio
 from keek_server.experiments.logs import FloatArray, Int16Array
 from keek_server.experiments.sequential import TAU_RELATIVE, sequential_p
-from keek_server.experiments.split_replay import Split, replay_split
-from keek_server.feed.mixing import slots_of
 
 _ALPHA: Final = 0.05
 _LOOKS: Final = 20
@@ -44,8 +43,6 @@ _SRM_USERS: Final = 200_000
 _SRM_SHARE: Final = 0.51
 _ASSIGNED: Final = 20_000
 _ROUNDS: Final = 5
-_LOGGED: Final = Split(0.30, exploration=0.10)
-_TARGET: Final = Split(0.40)
 
 
 def main() -> None:
@@ -57,16 +54,23 @@ def main() -> None:
     parser.add_argument("--power-users", type=int, default=50_000, help="(default: 50,000)")
     parser.add_argument("--replays", type=int, default=20, help="(default: 20)")
     parser.add_argument("--replay-users", type=int, default=10_000, help="(default: 10,000)")
+    parser.add_argument("--only-replays", action="store_true", help="prints them, and writes nothing")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     rng = np.random.default_rng(arguments.seed)
+    random.seed(arguments.seed)  # of the mix
+    sizes = arguments.replays, arguments.replay_users
+    if arguments.only_replays:
+        print(json.dumps({**replays(rng, *sizes), **release_replays(rng, *sizes)}))
+        return
     report(
         "experiments",
         {
             **_false_positives(rng, arguments.runs, arguments.users),
             **_power(rng, arguments.power_runs, arguments.power_users),
             **_sample_ratios(rng),
-            **_replays(rng, arguments.replays, arguments.replay_users),
+            **replays(rng, *sizes),
+            **release_replays(rng, *sizes),
             "assign_us": _assign_us(),
         },
     )
@@ -74,7 +78,7 @@ def main() -> None:
 
 def _false_positives(rng: np.random.Generator, runs: int, count: int) -> dict[str, Any]:
     found: Counter[str] = Counter()
-    for _ in _progress(runs, "A/A"):
+    for _ in progress(runs, "A/A"):
         users = simulated_users(rng, count, periods=_LOOKS)
         arms = _arms(rng, count)
         likes, slots = users.likes.sum(axis=1), users.slots.sum(axis=1)
@@ -109,7 +113,7 @@ def _power(rng: np.random.Generator, runs: int, count: int) -> dict[str, Any]:
     names = ("like_rate", "like_rate_cuped", "likes_per_user", "likes_per_user_cuped", "always_valid_cuped")
     found = dict.fromkeys(names, 0)
     variances = dict.fromkeys(names, 0.0)
-    for _ in _progress(runs, "power"):
+    for _ in progress(runs, "power"):
         arms = _arms(rng, count)
         users = simulated_users(rng, count, lifts=_LIFT * arms)
         likes, slots, ones = users.likes[:, 0], users.slots[:, 0], np.ones(count)
@@ -154,43 +158,6 @@ def _sample_ratios(rng: np.random.Generator, runs: int = 1_000) -> dict[str, Any
     }
 
 
-def _replays(rng: np.random.Generator, runs: int, count: int) -> dict[str, Any]:
-    names = ("ips", "snips", "dr", "ips_without_depth", "log_as_it_is")
-    errors: dict[str, list[float]] = {name: [] for name in names}
-    covered, shares, slot_count = dict.fromkeys(names[:3], 0), [], 0
-    for _ in _progress(runs, "replay"):
-        viewers = Viewers.draw(rng, count)
-        truth = viewers.earned(_TARGET)
-        exposures, rewards = viewers.log(rng, _LOGGED)
-        own = replay_split(exposures, rewards, _TARGET, slots_of)
-        flat = replay_split(exposures, rewards, _TARGET, slots_of, by_depth=False)
-        assert own.dr is not None
-        for name, earned in (("ips", own.ips), ("snips", own.snips), ("dr", own.dr)):
-            errors[name].append(earned.estimate.value / truth - 1)
-            # Of these very users: the difference between users is no part of what is asked.
-            interval, lift = earned.lift_interval, truth / own.logged.value - 1
-            covered[name] += interval.low <= lift <= interval.high
-        errors["ips_without_depth"].append(flat.ips.estimate.value / truth - 1)
-        errors["log_as_it_is"].append(own.logged.value / truth - 1)
-        shares.append(own.effective_slot_count / own.slot_count)
-        slot_count = own.slot_count
-    mean = {name: round(float(np.abs(own).mean()), 4) for name, own in errors.items()}
-    return {
-        "ope_relative_error": mean["ips"],
-        "ope_relative_error_snips": mean["snips"],
-        "ope_relative_error_dr": mean["dr"],
-        "ope_relative_error_worst": round(max(abs(e) for name in names[:3] for e in errors[name]), 4),
-        "ope_bias": {name: round(float(np.mean(own)), 4) for name, own in errors.items()},
-        "ope_relative_error_without_depth": mean["ips_without_depth"],
-        "ope_relative_error_of_the_log_as_it_is": mean["log_as_it_is"],
-        "ope_interval_coverage": {name: times / runs for name, times in covered.items()},
-        "ope_effective_share": round(float(np.mean(shares)), 4),
-        "ope_slots": slot_count,
-        "ope_exploration": _LOGGED.exploration,
-        "ope_runs": runs,
-    }
-
-
 def _assign_us() -> float | None:
     """Microseconds an assignment, the least of some rounds; None before there is any."""
     try:
@@ -226,10 +193,6 @@ def _compared(
 ) -> Difference:
     control, treatment = estimates(arms, numerators, denominators, 2, covariates)
     return compare(treatment, control)
-
-
-def _progress(runs: int, what: str) -> Iterator[int]:
-    return iter(tqdm(range(runs), desc=what, file=sys.stderr, mininterval=1.0))
 
 
 if __name__ == "__main__":

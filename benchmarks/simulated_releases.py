@@ -1,5 +1,5 @@
 """Two releases on users whose taste is known, for the benchmark of experiments: feeds that the server's own
-mix makes of the one's rankings, some of their videos drawn by chance, and what the other would really earn."""
+mix makes of the one's rankings, some videos drawn by chance, and what the other would really earn."""
 
 from dataclasses import dataclass
 from types import SimpleNamespace

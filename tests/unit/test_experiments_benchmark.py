@@ -32,4 +32,6 @@ def test_it_says_all_that_is_asked_of_it(
     assert 0.3 < found["cuped_variance_reduction"] < 0.8
     assert found["srm_detected"] is True
     assert found["ope_relative_error"] < 0.5
+    assert found["ope_release_relative_error"] < 0.5
+    assert found["ope_release_support"] > 0.8
     assert {"power_at_2_percent", "ope_relative_error_dr", "assign_us"} <= found.keys()

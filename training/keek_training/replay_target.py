@@ -150,11 +150,11 @@ async def opened_target(release_id: str, database: Database, settings: Settings)
     with open_milvus(settings, PATIENT_S) as milvus:
         release = await asyncio.to_thread(Release.open, settings.release_dir / release_id, milvus=milvus)
         manifest, repository = release.manifest, settings.model_repository
-        paths = (
+        user_tower, video_tower = (
             repository / tower.model / str(manifest.models[tower].version) / MODEL_FILE
             for tower in (USER_TOWER, VIDEO_TOWER)
         )
-        towers = OnnxTowers(TowerSource.of_files(*paths, manifest.history_length))
+        towers = OnnxTowers(TowerSource.of_files(user_tower, video_tower, manifest.history_length))
         fresh = FreshVideos(release, ChangeFeed(database), towers, fresh_limit=settings.fresh_limit)
         await fresh.catch_up()
         yield Target(release, fresh.index, towers)
