@@ -132,7 +132,7 @@ async def settled(database: Database, experiment_id: str) -> None:
 async def test_exploration_is_logged_with_its_odds_and_can_be_replayed(
     served: Served, client: keek.aio.Client
 ) -> None:
-    explored = keek.FeedParameters(exploration=0.5)
+    explored = keek.FeedParameters(exploration=0.5, video_exploration=0.2)
     arms = [keek.Arm(name="a", parameters=explored), keek.Arm(name="b", parameters=explored)]
     await client.create_experiment(definition("e2e-odds", *arms))
     await client.start_experiment("e2e-odds")
@@ -168,6 +168,24 @@ async def test_exploration_is_logged_with_its_odds_and_can_be_replayed(
     # Trending videos are watched four times as often.
     for of_more, of_same in zip(more["estimators"], same["estimators"], strict=True):
         assert of_more["value"] > of_same["value"]
+    release_id = (await client.list_feed("u1")).release_id
+    done = await asyncio.to_thread(
+        command,
+        served.stack,
+        "keek-train",
+        "replay",
+        "--release",
+        release_id,
+        "--arm",
+        "e2e-odds/a",
+        "--json",
+    )
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(done.stdout)["replays"]
+    # Its towers and its index, asked again, say what the server has shown.
+    assert found["feed_count"] > 35
+    assert found["differing_share"] < 0.1
+    assert found["support"] > 0.95
 
 
 async def test_an_arm_may_pin_a_release_and_testers_have_theirs(

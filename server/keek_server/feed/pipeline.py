@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import Final
 
@@ -79,6 +79,7 @@ class FeedPipeline:
         self._live = live
         self._stages = stages
         self._parameters = parameters
+        self._certain = replace(parameters, exploration=0.0, video_exploration=0.0)
         self._assign = assign
         self._source_deadline_s = source_deadline_s
         self._running: set[asyncio.Task[None]] = set()
@@ -88,8 +89,8 @@ class FeedPipeline:
 
         Args:
             query: What is asked for.
-            serving: The release that makes it, and no experiment has a part in it; by default the one that
-                serves.
+            serving: The release that makes it, and no experiment nor chance has a part in it; by default the
+                one that serves.
 
         Raises:
             UnavailableError: Before the first release is active.
@@ -116,7 +117,8 @@ class FeedPipeline:
 
     def _capture(self, query: FeedQuery, serving: ServingRelease | None) -> FeedContext:
         if serving is not None:
-            return self._as_usual(query, serving)
+            # To be compared with another's, which chance would make less alike.
+            return FeedContext(query, serving, now_us(), parameters=self._certain)
         assignment = self._assign(query) if self._assign else NO_ARMS
         if not assignment.arms:
             return self._as_usual(query, self._live.serving(query.user_id))
