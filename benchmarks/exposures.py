@@ -1,9 +1,10 @@
 """What the exposure log costs, and whether it is complete.
 
 Two servers on one stack, a small release and two arms; one of them logs what it shows, the other nothing. In
-turn each answers eight callers that wait, as fast as it can, over some rounds. `throughput_vs_without` is the
-median over the rounds of the one's feeds a second over the other's; `logged` are the rows of the table, and
-`served` the pages that the logging server answered well.
+turn each answers eight callers that wait, as fast as it can, over rounds. A third one, which nobody asks,
+has the jobs that are one server's: with those on the one that logs, the ratio was 0.96 where both logged.
+`throughput_vs_without` is the median over the rounds of the one's feeds a second over the other's; `logged`
+are the rows of the table, and `served` the pages that the logging server answered well.
 
 Goals: `logged` equals `served`, and at least 0.95 of the throughput is left.
 """
@@ -56,11 +57,12 @@ async def _measure(directory: Path, rounds: int, calls: int) -> dict[str, Any]:
     program = await asyncio.to_thread(ghz_program)
     async with AsyncExitStack() as resources:
         stage = await resources.enter_async_context(open_stage(directory, "sqlite", server_count=1))
-        silent = stage.settings.model_copy(update={"exposure_sampling": 0.0})
-        without = ServerProcess("without", silent, stage.settings.data_dir / "logs")
-        await resources.enter_async_context(serving(without))
+        servers = {}
+        for name, sampling in (("with", 1.0), ("without", 0.0)):
+            settings = stage.settings.model_copy(update={"exposure_sampling": sampling})
+            servers[name] = ServerProcess(name, settings, stage.settings.data_dir / "logs")
+            await resources.enter_async_context(serving(servers[name]))
         await _experiment(stage.admin())
-        servers = {"with": stage.servers[0], "without": without}
         rates: dict[str, list[float]] = {name: [] for name in servers}
         for name in servers:
             await _calls(program, servers[name], _WARM_UP)
