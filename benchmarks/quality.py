@@ -153,14 +153,14 @@ def _equals_offline(evaluation: Evaluation, run: Run, source: TowerSource, proto
 def _keras_towers(run: Run) -> tuple[Any, Any]:
     from keek_training.backend import ops
     from keek_training.golden import golden_users, golden_videos
-    from keek_training.towers import UserTower, VideoTower
+    from keek_training.towers import VideoTower, user_tower_of
     from keek_training.weights import load_weights
 
     config = TrainConfig.load(run.config)
     towers = []
     for tower, inputs in (
         (VideoTower(config.towers, config.seed), golden_videos()),
-        (UserTower(config.towers, config.seed), golden_users(config.towers.history_length)),
+        (user_tower_of(config.towers, config.seed), golden_users(config.towers.history_length)),
     ):
         tower(inputs)  # makes the weights
         load_weights(tower, run.weights(tower.name))

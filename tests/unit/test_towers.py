@@ -20,21 +20,25 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 LENGTH = 12
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["ages", "no ages"])
+@pytest.fixture(
+    scope="module",
+    params=[{}, {"age_bias": False}, {"encoder": "ridge"}],
+    ids=["ages", "no ages", "ridge"],
+)
 def config(request: pytest.FixtureRequest) -> TowerConfig:
     buckets = dict.fromkeys(("video_buckets", "owner_buckets", "tag_buckets", "user_buckets"), 64)
-    return TowerConfig(history_length=LENGTH, longest_age_s=1e7, age_bias=request.param, **buckets)
+    return TowerConfig(history_length=LENGTH, longest_age_s=1e7, **buckets, **request.param)
 
 
 @pytest.fixture(scope="module")
 def user_tower(config: TowerConfig) -> Any:
     """With biases that are not zero, as after training."""
-    from keek_training.towers import UserTower
+    from keek_training.towers import user_tower_of
 
-    tower, rng = UserTower(config, 1), np.random.default_rng(2)
+    tower, rng = user_tower_of(config, 1), np.random.default_rng(2)
     tower(golden_users(LENGTH))
     for weight in tower.trainable_variables:
-        if "bias" in weight.path:
+        if "bias" in weight.path or "decay" in weight.path:
             weight.assign(rng.normal(size=weight.shape))
     return tower
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from keek_server.errors import SetupError
 from keek_server.interactions.kinds import InteractionKind
+from keek_server.towers.contract import DIMENSION
 
 Rate = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
@@ -23,6 +24,11 @@ class TowerConfig(_Config):
 
     history_length: Annotated[int, Field(ge=1, le=200)] = 50
     """Interactions that the user tower reads, the newest of a history."""
+    encoder: Literal["attention", "ridge"] = "attention"
+    """What reads a history: attention, or a ridge regression on its vectors, which is iALS' step for a user;
+    `heads`, `blocks`, `feed_forward` and `age_bias` say nothing of that."""
+    solver_steps: Annotated[int, Field(ge=1, le=32)] = 6
+    """Conjugate gradients of `ridge`: as many as a history has videos are exact, few are near it."""
     blocks: Annotated[int, Field(ge=1, le=8)] = 2
     """Causal attention blocks."""
     heads: Count = 2
@@ -94,14 +100,38 @@ class SetTargets(_Config):
     """Read a history in another order each time: where its order means nothing."""
 
 
+class Factors(_Config):
+    """Towers that begin as a matrix factorisation (iALS), for data so few that gradients alone find less."""
+
+    dimensions: Annotated[int, Field(ge=1, le=DIMENSION)] = 32
+    """Of the factors; the other dimensions of a vector are what its clip vector says."""
+    alpha: Annotated[float, Field(gt=0)] = 300.0
+    """What a met video weighs beside one that was not met."""
+    regularization: Annotated[float, Field(gt=0)] = 900.0
+    """L2 of both sides, on the scale of `alpha`."""
+    iterations: Count = 15
+    restarts: Count = 4
+    """Factorisations that begin differently; the mean of them is what counts."""
+    content_weight: Annotated[float, Field(gt=0)] = 0.03
+    """Of what clip vectors say beside the factors: the mean square length of that part."""
+    unknown_content: Annotated[float, Field(gt=0)] = 5.0
+    """How many times longer that part is in a video that training does not know, in the place of factors: the
+    more, the more of such videos are shown."""
+    sharpness: Annotated[float, Field(gt=0)] = 10.0
+    """Of the scores, which are about 0 to 1: the softmax that training goes on with wants more."""
+
+
 class TrainConfig(_Config):
     """One training run."""
 
     towers: TowerConfig = TowerConfig()
     seed: int = 1
-    epochs: Count = 6
-    """The most passes over the data; early stopping ends sooner."""
-    fit_epochs: Count | None = None
+    factors: Factors | None = None
+    """What the towers begin as; weights that are drawn when unset, and a base's in fine-tuning."""
+    epochs: Annotated[int, Field(ge=0)] = 6
+    """The most passes over the data; early stopping ends sooner. 0 leaves the towers as they begin, which
+    pays with `factors` alone."""
+    fit_epochs: Annotated[int, Field(ge=0)] | None = None
     """Passes where nothing is held out, as with `--fit all`: what early stopping found best where something
     was. `epochs` when unset; the rate follows `epochs` in any case."""
     patience: Count = 3

@@ -21,7 +21,7 @@ from keek_training.golden import golden_users, golden_videos
 from keek_training.onnx_graph import with_layer_norms, without_flattening
 from keek_training.runs import Run
 from keek_training.sessions import open_session
-from keek_training.towers import UserTower, VideoTower
+from keek_training.towers import VideoTower, user_tower_of
 from keek_training.weights import load_weights
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def export(run: Run) -> dict[str, Any]:
         )
     config = TrainConfig.load(run.config)
     towers: dict[TowerContract, tuple[Any, Path]] = {
-        USER_TOWER: (UserTower(config.towers, config.seed), run.user_tower),
+        USER_TOWER: (user_tower_of(config.towers, config.seed), run.user_tower),
         VIDEO_TOWER: (VideoTower(config.towers, config.seed), run.video_tower),
     }
     golden = {USER_TOWER: golden_users(config.towers.history_length), VIDEO_TOWER: golden_videos()}

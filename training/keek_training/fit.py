@@ -36,7 +36,7 @@ class Epoch:
     """One entry of history.json."""
 
     epoch: int
-    """Counted from 1."""
+    """Counted from 1; 0 is before any pass."""
     loss: float
     """Mean over the steps, dropout and hidden ids included."""
     train_s: float
@@ -127,6 +127,8 @@ def fit(trained: Trained, batches: Mixed | SetBatches, checkpoints: Checkpoints 
     trained.steps = len(batches)
     with spread_over(trained.config.devices):
         best = (checkpoints and checkpoints.restore(trained)) or _learnt(model)
+    if not trained.config.epochs:
+        trained.best = Epoch(0, 0.0, 0.0, _measured(trained))
     while not _is_done(trained):
         epoch = _epoch(trained, batches, len(trained.history) + 1)
         trained.history.append(epoch)

@@ -75,6 +75,11 @@ class HashEmbedding(keras.layers.Layer):
         ]
         super().build(input_shape)
 
+    @property
+    def buckets(self) -> int:
+        """Rows of each of the two tables."""
+        return self._buckets
+
     def remember(self, hashes: npt.NDArray[Any]) -> None:
         """Takes the ids with these hashes, int32 [n, 2], for known; the empty id, zeros, never is."""
         for column, weight in enumerate(self.known):

@@ -12,7 +12,7 @@ from keek_server.towers.features import Tensors
 from keek_training.backend import Tensor, keras, ops
 from keek_training.config import TowerConfig
 from keek_training.softmax import log_partition
-from keek_training.towers import UserTower, VideoTower
+from keek_training.towers import VideoTower, user_tower_of
 
 _HIDDEN: Final = -1e9
 
@@ -40,7 +40,7 @@ class TwoTowers(keras.Model):
         super().__init__(name="two_towers")
         self._half_precision = half_precision
         self.video_tower = VideoTower(config, seed)
-        self.user_tower = UserTower(config, seed + 100)
+        self.user_tower = user_tower_of(config, seed + 100)
         # Without any clip vector the tower is spared reading 512 zeros a video.
         used = {name: values for name, values in features.items() if name != "clip_vector" or values.any()}
         self._features = {name: self._constant(name, values) for name, values in used.items()}

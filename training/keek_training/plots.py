@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 
 
 def draw_learning_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss, and the validation's quality beside it, by epoch.
+    """Loss, and the validation's quality beside it, by epoch; nothing without a pass.
 
     Args:
         history: Per epoch `epoch`, `loss` and `validation`, which maps names of metrics to values.
@@ -21,10 +21,11 @@ def draw_learning_curves(history: Sequence[Mapping[str, Any]], path: Path) -> No
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     left.plot(epochs, [entry["loss"] for entry in history], marker="o")
     left.set(title="training loss", xlabel="epoch", ylabel="cross entropy")
-    for name in history[0]["validation"]:
+    measured = history[0]["validation"] if history else {}
+    for name in measured:
         right.plot(epochs, [entry["validation"][name] for entry in history], marker="o", label=name)
     right.set(title="validation: all videos ranked, seen excluded", xlabel="epoch")
-    if history[0]["validation"]:
+    if measured:
         right.legend()
     for axes in (left, right):
         axes.grid(alpha=0.3)

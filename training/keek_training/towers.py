@@ -5,10 +5,15 @@
 
 from typing import Final
 
+import numpy as np
+
+from keek_server.errors import SetupError
 from keek_server.towers.contract import CLIP_DIMENSION, DIMENSION
+from keek_server.towers.features import Float32Array
 from keek_training.backend import Tensor, keras, ops
 from keek_training.config import TowerConfig
 from keek_training.layers import KIND_COUNT, MASKED, AgeFeatures, Block, HashEmbedding, Standardise
+from keek_training.ridge import RidgeTower
 
 _DURATION_SCALE: Final = 0.2
 
@@ -32,11 +37,16 @@ class VideoTower(keras.Model):
         self._clip = keras.layers.Dense(
             config.clip_width, kernel_initializer="zeros", use_bias=False, name="clip"
         )
+        self._width = config.content_width
         self._inner = keras.layers.Dense(config.content_width, activation="silu", name="inner")
         self._outer = keras.layers.Dense(DIMENSION, name="outer")
 
     def call(self, inputs: dict[str, Tensor], training: bool = False) -> Tensor:
         """The contract's tensors, [n, ...] each, to [n, DIMENSION]; clip_vector may be absent."""
+        return self.content(inputs, training=training) + self.ids(inputs["video"], training=training)
+
+    def content(self, inputs: dict[str, Tensor], training: bool = False) -> Tensor:
+        """What a video's vector is but for its id: [n, DIMENSION]."""
         content = ops.concatenate(
             [
                 self.owners(inputs["owner"], training=training),
@@ -46,7 +56,36 @@ class VideoTower(keras.Model):
             ],
             axis=-1,
         )
-        return self._outer(self._inner(content)) + self.ids(inputs["video"], training=training)
+        return self._outer(self._inner(content))
+
+    def begin_content(self, projection: Float32Array) -> None:
+        """Makes the content a linear map of the standardised clip vector; the rest says nothing yet.
+
+        silu(x) - silu(-x) is x: each direction takes two units of the hidden layer.
+
+        Args:
+            projection: float32 [CLIP_DIMENSION, DIMENSION], zero but for `clip_width` columns or fewer.
+
+        Raises:
+            SetupError: When the layers are too narrow for it.
+        """
+        columns = np.flatnonzero(projection.any(axis=0))
+        count = len(columns)
+        if count > self._clip.units or 2 * count > self._width:
+            raise SetupError(
+                f"{count} directions of the clip vector need a clip_width of {count}"
+                f" and a content_width of {2 * count}"
+            )
+        clip, inner, outer = (
+            np.array(ops.convert_to_numpy(layer.kernel)) for layer in (self._clip, self._inner, self._outer)
+        )
+        clip[:], clip[:, :count] = 0, projection[:, columns]
+        units, first = np.arange(count), len(inner) - self._clip.units
+        inner[:, : 2 * count], outer[:] = 0, 0
+        inner[first + units, units] = outer[units, columns] = 1
+        inner[first + units, count + units] = outer[count + units, columns] = -1
+        for layer, values in ((self._clip, clip), (self._inner, inner), (self._outer, outer)):
+            layer.kernel.assign(values)
 
     def _pictures(self, inputs: dict[str, Tensor]) -> Tensor:
         """[n, clip_width]: the projected clip vector; zero for a video without one."""
@@ -65,6 +104,11 @@ class VideoTower(keras.Model):
         """[n, 1] to [n, 2]: its logarithm, and whether it is known."""
         logs = _DURATION_SCALE * ops.log(1.0 + ops.maximum(duration_s, 0.0))
         return ops.concatenate([logs, ops.cast(duration_s > 0, "float32")], axis=-1)
+
+
+def user_tower_of(config: TowerConfig, seed: int) -> "UserTower | RidgeTower":
+    """The user tower that the configuration wants."""
+    return RidgeTower(config, seed) if config.encoder == "ridge" else UserTower(config, seed)
 
 
 class UserTower(keras.Model):

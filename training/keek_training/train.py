@@ -15,7 +15,15 @@ from keek_training.checkpoints import Checkpoints
 from keek_training.config import TowerConfig, TrainConfig
 from keek_training.datasets.dataset import Dataset
 from keek_training.devices import set_precision, spread_over
-from keek_training.features import Catalogue, Float32Array, Sequences, catalogue_of, sequences_of
+from keek_training.factors import begin
+from keek_training.features import (
+    Catalogue,
+    Float32Array,
+    Int64Array,
+    Sequences,
+    catalogue_of,
+    sequences_of,
+)
 from keek_training.fine_tuning import learn_ids, load_towers, telling_owners, with_replay
 from keek_training.fit import Measure, Trained, compile_model, fit, validate
 from keek_training.model import TwoTowers
@@ -75,6 +83,8 @@ def train(
     trained = Trained(config, model, catalogue, sequences, parts, rng, measure)
     if base is None:
         _remember(model, config.towers, catalogue, sequences, counts)
+        if config.factors is not None:
+            begin(model, config, catalogue, sequences, _stops(sequences, parts))
     else:
         load_towers(model, base)
         trained.metrics.update(learn_ids(model, towers, catalogue, sequences, counts))
@@ -97,11 +107,9 @@ def _batches(
     """The steps of an epoch, as the configuration wants them."""
     # A fine-tuning is about some windows alone.
     if config.set_targets is not None and sequences.is_new is None:
-        stops = sequences.offsets[1:].copy()
-        stops[parts.validation.users] = parts.validation.ends
         return SetBatches(
             sequences,
-            stops,
+            _stops(sequences, parts),
             length=config.towers.history_length,
             batch_size=config.batch_size or _batch_size(len(parts.training)),
             options=config.set_targets,
@@ -109,6 +117,13 @@ def _batches(
         )
     negatives = Negatives(counts, config.negatives) if len(counts) > config.full_softmax_below else None
     return batches_of(config, sequences, parts.training, negatives, rng)
+
+
+def _stops(sequences: Sequences, parts: Split) -> Int64Array:
+    """int64 [users]: rows from there on are held out."""
+    stops = sequences.offsets[1:].copy()
+    stops[parts.validation.users] = parts.validation.ends
+    return stops
 
 
 def fitted_towers(towers: TowerConfig, dataset: Dataset, sequences: Sequences) -> TowerConfig:
