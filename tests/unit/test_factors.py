@@ -2,8 +2,10 @@
 videos that nobody met."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from scipy import sparse
@@ -16,11 +18,16 @@ from keek_server.towers.features import Tensors, hash_ids
 from keek_training.config import Factors, TowerConfig, TrainConfig
 from keek_training.datasets.dataset import Dataset
 from keek_training.datasets.synth import SynthConfig, synthesise
+from keek_training.export import export
 from keek_training.factors import alike, factorised, spread
+from keek_training.features import IS_NEW
+from keek_training.fine_tuning import fine_tuning_config
 from keek_training.fit import Trained, video_vectors
 from keek_training.ridge import LOG_SKIP
+from keek_training.runs import Run
 from keek_training.towers import VideoTower
 from keek_training.train import train
+from keek_training.train_run import train_run
 from keek_training.validation import serving_inputs
 
 # TensorFlow and Keras warn about themselves while they are imported.
@@ -201,3 +208,23 @@ def test_narrow_towers_are_refused() -> None:
     tower = VideoTower(TowerConfig(clip_width=8, content_width=12, **buckets), 1)
     with pytest.raises(SetupError, match="need a clip_width of 7 and a content_width of 14"):
         tower.begin_content(np.eye(CLIP_DIMENSION, 64, dtype=np.float32) * (np.arange(64) < 7))
+
+
+def test_such_a_run_is_exported_and_fine_tuned_without_beginning_again(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    base, tuned = Run(tmp_path / "base"), Run(tmp_path / "tuned")
+    train_run(dataset, CONFIG, base)
+    report = export(base)
+    assert report["user_tower"]["max_abs_difference"] < 1e-4
+    rows = dataset.interactions
+    is_new = np.arange(rows.num_rows) >= rows.num_rows - 200
+    marked = replace(dataset, interactions=rows.append_column(IS_NEW, pa.array(is_new)))
+    config = fine_tuning_config(base).model_copy(update={"epochs": 1, "learning_rate": 1e-6})
+    train_run(marked, config, tuned, base=base)
+    assert tuned.read_metrics()["epochs"] == 1
+    with np.load(base.weights("video_tower")) as old, np.load(tuned.weights("video_tower")) as new:
+        kept = np.isclose(old["ids/table_0"], new["ids/table_0"], atol=1e-3).all(axis=1)
+        assert not np.array_equal(old["ids/table_0"], new["ids/table_0"])
+    # A video that the base held out alone is new to it, and takes a row.
+    assert kept.mean() > 0.98
