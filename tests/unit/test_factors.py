@@ -19,7 +19,7 @@ from keek_training.config import Factors, TowerConfig, TrainConfig
 from keek_training.datasets.dataset import Dataset
 from keek_training.datasets.synth import SynthConfig, synthesise
 from keek_training.export import export
-from keek_training.factors import alike, factorised, spread
+from keek_training.factors import factorised, main_directions, spread
 from keek_training.features import IS_NEW
 from keek_training.fine_tuning import fine_tuning_config
 from keek_training.fit import Trained, video_vectors
@@ -185,21 +185,22 @@ def test_the_tables_add_up_to_the_vectors() -> None:
     np.testing.assert_allclose(found, vectors, atol=1e-3)
 
 
-def test_the_directions_are_those_in_which_a_users_videos_are_alike() -> None:
+def test_the_directions_are_those_in_which_vectors_differ_most() -> None:
     rng = np.random.default_rng(4)
-    tastes = rng.normal(size=60)
-    met = sparse.csr_matrix(np.kron(np.eye(60), np.ones(5)).astype(np.float32))
-    vectors = (rng.normal(size=(300, 8)) * 3).astype(np.float32)
-    vectors[:, 5] = np.repeat(tastes, 5) + 0.3 * rng.normal(size=300)
-    found = alike(met, vectors, 2)
-    assert np.argmax(np.abs(found[:, 0])) == 5
-    assert np.abs(found[5, 0]) > 5 * np.abs(np.delete(found[:, 0], 5)).max()
-    assert np.mean(np.sum((vectors @ found) ** 2, axis=1)) == pytest.approx(1, rel=1e-3)
+    vectors = (rng.normal(size=(3000, 8)) * [1, 9, 1, 4, 1, 1, 1, 1]).astype(np.float32)
+    vectors[::3] = 0
+    found = main_directions(vectors, 2)
+    assert np.argmax(np.abs(found), axis=0).tolist() == [1, 3]
+    projected = vectors[vectors.any(axis=1)] @ found
+    assert np.mean(np.sum(projected**2, axis=1)) == pytest.approx(1, rel=1e-3)
+    spread_out = np.sqrt(np.mean(projected**2, axis=0))
+    assert spread_out[0] / spread_out[1] == pytest.approx((9 / 4) ** 0.7, rel=0.05)
 
 
-def test_without_two_videos_of_a_user_there_is_no_direction() -> None:
-    found = alike(sparse.csr_matrix(np.eye(5, dtype=np.float32)), np.ones((5, 8), np.float32), 3)
-    assert found.shape == (8, 3)
+@pytest.mark.parametrize("count", [0, 3])
+def test_without_clip_vectors_there_is_no_direction(count: int) -> None:
+    found = main_directions(np.zeros((5, 8), np.float32), count)
+    assert found.shape == (8, count)
     assert not found.any()
 
 

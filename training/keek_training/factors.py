@@ -11,7 +11,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from scipy.linalg import eigh
 from scipy.sparse.linalg import lsqr
 from threadpoolctl import threadpool_limits
 
@@ -26,7 +25,7 @@ from keek_training.ridge import RidgeTower
 log = logging.getLogger(__name__)
 
 _PRECISION: Final = 1e-7
-_SMOOTHING: Final = 0.1
+_WIDENED: Final = 0.3
 
 
 def begin(
@@ -50,7 +49,7 @@ def begin(
     factors = factorised(options, met, config.seed)
     known = np.asarray(met.sum(axis=0)).ravel() > 0
     clips = ops.convert_to_numpy(videos.standardise(catalogue.features["clip_vector"].astype(np.float32)))
-    directions = alike(met, clips, DIMENSION - options.dimensions)
+    directions = main_directions(clips, DIMENSION - options.dimensions)
 
     directions *= np.sqrt(options.content_weight)
 
@@ -142,31 +141,21 @@ def spread(hashes: npt.NDArray[Any], vectors: Float32Array, buckets: int) -> lis
     return np.split(np.stack(rows, axis=1).astype(np.float32), 2)
 
 
-def alike(met: sparse.csr_matrix, vectors: Float32Array, count: int) -> Float32Array:
-    """The directions in which videos that one user met are alike (Fisher's discriminant, users as classes).
+def main_directions(vectors: Float32Array, count: int) -> Float32Array:
+    """The directions in which vectors differ most, the lesser ones widened a little.
 
     Args:
-        met: [users, videos].
-        vectors: float32 [videos, d], about 0; zeros where a video has none.
+        vectors: float32 [n, d], their mean about 0; zeros where there is none.
         count: Directions.
 
     Returns:
-        float32 [d, count]: projected on them the mean square length of a video's vector is 1; all 0 without
-        two videos of one user that have vectors.
+        float32 [d, count]: projected on them the mean square length of a vector is 1; all 0 without any.
     """
-    lengths = np.asarray(met.sum(axis=1)).ravel()
-    # Of each user every pair of two different videos, all together as much as the videos are.
-    shares = np.where(lengths > 1, 1 / np.maximum(lengths - 1, 1), 0)
-    sums = met @ vectors.astype(np.float64)
-    own = vectors * (met.T @ shares)[:, None]
-    between = (sums * shares[:, None]).T @ sums - own.T @ vectors
-    within = (vectors * (met.T @ (shares * (lengths - 1)))[:, None]).T @ vectors
-    size = np.trace(within)
-    if size <= 0:
+    present = vectors[vectors.any(axis=1)].astype(np.float64)
+    if not count or not len(present):
         return np.zeros((vectors.shape[1], count), np.float32)
-    within += _SMOOTHING * size / len(within) * np.eye(len(within))
-    _, found = eigh(between, within)
-    directions = found[:, ::-1][:, :count]
-    present = vectors[vectors.any(axis=1)]
-    scale = np.sqrt(np.mean(np.sum((present @ directions) ** 2, axis=1)))
-    return np.asarray(directions / max(float(scale), _PRECISION), np.float32)
+    sizes, found = np.linalg.eigh(present.T @ present / len(present))
+    sizes, found = np.sqrt(np.maximum(sizes[::-1][:count], 0)), found[:, ::-1][:, :count]
+    directions = found * np.maximum(sizes, _PRECISION * sizes[0]) ** -_WIDENED
+    length = np.sqrt(np.mean(np.sum((present @ directions) ** 2, axis=1)))
+    return np.asarray(directions / length, np.float32)
