@@ -27,6 +27,7 @@ pytestmark = [
 CONFIG = """\
 towers: {history_length: 8, blocks: 1, feed_forward: 16, content_width: 16}
 epochs: 12
+average: 0.9
 patience: 12
 validation_users: 20
 """

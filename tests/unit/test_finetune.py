@@ -26,6 +26,7 @@ CONFIG = TrainConfig.of(
         "towers": {"history_length": 8, "blocks": 1, "feed_forward": 16, "content_width": 16},
         "epochs": 2,
         "validation_users": 20,
+        "average": 0.9,
         "fine_tuning": {"epochs": 2, "learning_rate": 2e-3},
     }
 )
@@ -95,6 +96,8 @@ def test_a_fine_tuned_run_has_its_bases_tables_and_other_weights(base: Run, tune
     before, after = TrainConfig.load(base.config), TrainConfig.load(tuned.config)
     assert after.towers == before.towers
     assert (after.base, after.learning_rate, after.epochs) == ("base", 2e-3, 2)
+    # Steps are few.
+    assert after.average == 0.0
     assert tuned.is_trained
     with np.load(base.weights("user_tower")) as old, np.load(tuned.weights("user_tower")) as new:
         assert old.files == new.files

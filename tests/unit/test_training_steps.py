@@ -139,6 +139,35 @@ def test_windows_overlap_as_told(sequences: Sequences, overlap: float) -> None:
     assert (context >= np.minimum(whole, overlap * _LENGTH)).all()
 
 
+def test_the_moving_average_is_what_is_measured_and_kept() -> None:
+    from keek_training.fit import Trained
+    from keek_training.train import train
+
+    dataset = synthesise(SynthConfig(users=40, videos=100, interactions=1000, end_us=1_750_000_000_000_000))
+    towers = {"history_length": 8, "blocks": 1, "feed_forward": 16, "content_width": 16, "user_dropout": 1.0}
+
+    def measured(average: float) -> tuple[list[Any], Any]:
+        values: list[Any] = []
+
+        def measure(trained: Trained) -> dict[str, float]:
+            values.append(np.array(trained.model.video_tower.ids.tables[0]))
+            return {"ndcg@10": float(len(values))}
+
+        values_of = {"towers": towers, "epochs": 3, "batch_size": 512, "set_targets": {}, "average": average}
+        trained = train(dataset, TrainConfig.of(values_of), measure=measure)
+        assert trained.steps == 1
+        return values, np.array(trained.model.video_tower.ids.tables[0])
+
+    # Both take the same steps: averaging changes nothing of them.
+    (own, _), (averages, kept) = measured(0.0), measured(0.75)
+    expected = own[0]
+    for value, average in zip(own, averages, strict=True):
+        expected = 0.75 * expected + 0.25 * value
+        np.testing.assert_allclose(average, expected, atol=1e-6)
+    assert np.abs(own[2] - averages[2]).max() > 1e-4
+    np.testing.assert_array_equal(kept, averages[2])
+
+
 def test_the_rate_rises_stays_and_falls_to_nothing_in_the_last_share_of_the_steps() -> None:
     from keek_training.fit import Trapezium
 

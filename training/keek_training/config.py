@@ -94,6 +94,9 @@ class SetTargets(_Config):
     longest_delay_s: Annotated[float, Field(ge=0)] = 0.0
     """Of `later`: for so long before the request nothing is read, at the most; drawn for each. For users
     who are asked for long after all that is known of them."""
+    spare_read: bool = False
+    """Whether what a request reads is no candidate: what was met is never recommended again, and need not be
+    pushed away from what is like it."""
     hidden_share: tuple[Rate, Rate] = (0.2, 0.8)
     """Of `hidden`: the least and the largest share of a user's videos; drawn for each request."""
     shuffled: bool = False
@@ -150,6 +153,9 @@ class TrainConfig(_Config):
     cooldown: Annotated[float, Field(gt=0, le=1)] | None = None
     """Instead of the cosine: the peak up to this last share of all steps, then a straight line to 0. What
     is trained before does not depend on how many epochs there will be."""
+    average: Rate = 0.0
+    """Momentum of the moving average of all weights, which is what is measured and kept: over the last
+    1 / (1 - momentum) steps, about. 0 keeps the weights themselves, as does fine-tuning, which is short."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """AdamW's, on matrices of layers; not on embeddings, biases and scales."""
     kind_weights: dict[InteractionKind, Annotated[float, Field(ge=0)]] = {
@@ -210,7 +216,7 @@ class TrainConfig(_Config):
     def from_base(self, base: str, towers: TowerConfig) -> "TrainConfig":
         """For fine-tuning the run `base`: its towers, and the rate and passes of `fine_tuning`."""
         tuning = self.fine_tuning
-        own = {"learning_rate": tuning.learning_rate, "epochs": tuning.epochs}
+        own = {"learning_rate": tuning.learning_rate, "epochs": tuning.epochs, "average": 0.0}
         return self.model_copy(update=own | {"base": base, "towers": towers, "seed": self.seed + 1})
 
     def dumps(self) -> str:

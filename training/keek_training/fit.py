@@ -3,7 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -76,7 +77,11 @@ class Trained:
 def compile_model(model: TwoTowers, config: TrainConfig, steps: int) -> None:
     """Gives the model its optimiser: AdamW, warmed up over a part of the first epoch's steps."""
     optimizer = keras.optimizers.AdamW(
-        _rate(config, steps), weight_decay=config.weight_decay, global_clipnorm=_GRADIENT_NORM
+        _rate(config, steps),
+        weight_decay=config.weight_decay,
+        global_clipnorm=_GRADIENT_NORM,
+        use_ema=config.average > 0,
+        ema_momentum=config.average,
     )
     optimizer.exclude_from_weight_decay(var_names=list(_NO_DECAY))
     model.compile(
@@ -130,10 +135,14 @@ def fit(trained: Trained, batches: Mixed | SetBatches, checkpoints: Checkpoints 
     if not trained.config.epochs:
         trained.best = Epoch(0, 0.0, 0.0, _measured(trained))
     while not _is_done(trained):
-        epoch = _epoch(trained, batches, len(trained.history) + 1)
-        trained.history.append(epoch)
-        if trained.best is None or _score(epoch) > _score(trained.best):
-            trained.best, best = epoch, _learnt(model)
+        number = len(trained.history) + 1
+        loss, train_s = _pass(trained, batches, number)
+        with _averaged(trained):
+            epoch = Epoch(number, loss, round(train_s, 2), _measured(trained))
+            trained.history.append(epoch)
+            if trained.best is None or _score(epoch) > _score(trained.best):
+                trained.best, best = epoch, _learnt(model)
+        log.info("%s", _told(trained, epoch))
         if checkpoints:
             checkpoints.save(trained, best)
     for variable, value in zip(model.learnt, best, strict=True):
@@ -167,7 +176,8 @@ def _passes(trained: Trained) -> int:
     return most if known is None or trained.is_measured else min(most, known)
 
 
-def _epoch(trained: Trained, batches: Mixed | SetBatches, number: int) -> Epoch:
+def _pass(trained: Trained, batches: Mixed | SetBatches, number: int) -> tuple[float, float]:
+    """Makes an epoch's steps: their mean loss, and the seconds that they took."""
     started = time.monotonic()
     losses: list[float] = []
     title = f"epoch {number}/{_passes(trained)}"
@@ -176,12 +186,27 @@ def _epoch(trained: Trained, batches: Mixed | SetBatches, number: int) -> Epoch:
         for batch in bar:
             losses.append(float(trained.model.train_on_batch(padded(batch, devices))))
             bar.set_postfix(loss=f"{losses[-1]:.4f}", refresh=False)
-    train_s = time.monotonic() - started
-    validation = _measured(trained)
-    figures = "".join(f", {name} {value:.4f}" for name, value in validation.items())
-    loss = float(np.mean(losses))
-    log.info("%s: loss %.4f%s, %.1f s", title, loss, figures, train_s)
-    return Epoch(number, loss, round(train_s, 2), validation)
+    return float(np.mean(losses)), time.monotonic() - started
+
+
+@contextmanager
+def _averaged(trained: Trained) -> Iterator[None]:
+    """A scope in which the model has the moving averages of its weights, where it is to have them."""
+    model = trained.model
+    if not trained.config.average:
+        yield
+        return
+    own = [keras.ops.convert_to_numpy(variable) for variable in model.trainable_variables]
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    yield
+    for variable, value in zip(model.trainable_variables, own, strict=True):
+        variable.assign(value)
+
+
+def _told(trained: Trained, epoch: Epoch) -> str:
+    figures = "".join(f", {name} {value:.4f}" for name, value in epoch.validation.items())
+    title = f"epoch {epoch.epoch}/{_passes(trained)}"
+    return f"{title}: loss {epoch.loss:.4f}{figures}, {epoch.train_s:.1f} s"
 
 
 def _measured(trained: Trained) -> dict[str, float]:

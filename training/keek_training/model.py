@@ -35,10 +35,15 @@ class TwoTowers(keras.Model):
     """
 
     def __init__(
-        self, config: TowerConfig, features: Tensors, seed: int, half_precision: bool = False
+        self,
+        config: TowerConfig,
+        features: Tensors,
+        seed: int,
+        half_precision: bool = False,
+        spare_read: bool = False,
     ) -> None:
         super().__init__(name="two_towers")
-        self._half_precision = half_precision
+        self._half_precision, self._spare_read = half_precision, spare_read
         self.video_tower = VideoTower(config, seed)
         self.user_tower = user_tower_of(config, seed + 100)
         # Without any clip vector the tower is spared reading 512 zeros a video.
@@ -67,7 +72,8 @@ class TwoTowers(keras.Model):
         }
         if "positions" not in batch:
             users = self.user_tower(inputs, training=training)
-            return _set_softmax(users, vectors, batch["targets"])
+            read = (batch["videos"], batch["kinds"]) if self._spare_read else None
+            return _set_softmax(users, vectors, batch["targets"], read)
         users = self.user_tower.every_position(inputs, training=training)
         users = ops.reshape(users, (-1, ops.shape(users)[-1]))
         users = ops.take(users, batch["positions"], axis=0)
@@ -112,11 +118,24 @@ def _full_softmax(users: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
     return ops.sparse_categorical_crossentropy(targets, logits, from_logits=True)
 
 
-def _set_softmax(users: Tensor, vectors: Tensor, targets: Tensor) -> Tensor:
-    """float32 [p, k]: of each of the targets, int32 [p, k], every video is a candidate."""
+def _set_softmax(
+    users: Tensor, vectors: Tensor, targets: Tensor, read: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """float32 [p, k]: of each of the targets, int32 [p, k], every video is a candidate, but for what the
+    request reads, where that is given: its videos and kinds, int32 [p, length]."""
     logits = ops.matmul(users, ops.transpose(vectors))
+    if read is not None:
+        logits = logits + _hidden_places(*read, ops.shape(logits))
     own = ops.sum(ops.take(vectors, targets, axis=0) * ops.expand_dims(users, 1), axis=-1)
     return ops.logsumexp(logits, axis=-1, keepdims=True) - own
+
+
+def _hidden_places(videos: Tensor, kinds: Tensor, shape: tuple[int, int]) -> Tensor:
+    """float32 [p, videos]: below what any score is at the videos, int32 [p, length], that are no padding."""
+    requests = ops.broadcast_to(ops.expand_dims(ops.arange(shape[0]), 1), ops.shape(videos))
+    places = ops.stack([ops.reshape(requests, (-1,)), ops.reshape(videos, (-1,))], axis=-1)
+    values = ops.reshape(_HIDDEN * ops.cast(kinds > 0, "float32"), (-1,))
+    return ops.scatter(places, values, shape)
 
 
 def _sampled_softmax(users: Tensor, vectors: Tensor, batch: dict[str, Tensor]) -> Tensor:
