@@ -42,7 +42,7 @@ def test_a_space_says_what_a_configuration_has_of_it(tmp_path: Path) -> None:
         ("", "names no field, as learning_rate: {low"),
         ("learning_rat: {choices: [1]}", "learning_rat: Extra inputs are not permitted"),
         ("towers.width.x: {choices: [1]}", "towers.width.x is no field of the configuration"),
-        ("epochs: {low: 0, high: 3}", "epochs: Input should be greater than or equal to 1"),
+        ("epochs: {low: -1, high: 3}", "epochs: Input should be greater than or equal to 0"),
         ("epochs: {low: 3, high: 3}", "low must be below high"),
         ("learning_rate: {low: 0.0, high: 0.1, log: true}", "with log, above 0"),
         ("epochs: 3", "is no search space"),
