@@ -12,13 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 from scipy.sparse.linalg import lsqr
-from threadpoolctl import threadpool_limits
 
-from keek_server.errors import SetupError
 from keek_server.towers.contract import DIMENSION
 from keek_training.backend import ops
 from keek_training.config import Factors, TrainConfig
 from keek_training.features import Catalogue, Float32Array, Int64Array, Sequences
+from keek_training.ials import fitted_ials
 from keek_training.model import TwoTowers
 from keek_training.ridge import RidgeTower
 
@@ -104,22 +103,14 @@ def factorised(options: Factors, met: sparse.csr_matrix, seed: int) -> Float32Ar
 
 
 def _ials(options: Factors, met: sparse.csr_matrix, seed: int) -> npt.NDArray[np.float64]:
-    try:
-        from implicit.cpu.als import AlternatingLeastSquares
-    except ImportError as error:
-        raise SetupError(f"factors need the extra keek[training] ({error})") from error
-
-    # Its own threads and those of BLAS would get in each other's way, of which it warns when it is made.
-    with threadpool_limits(1, "blas"):
-        model = AlternatingLeastSquares(
-            factors=DIMENSION,
-            iterations=options.iterations,
-            alpha=options.alpha,
-            regularization=options.regularization,
-            num_threads=1,
-            random_state=seed,
-        )
-        model.fit(met, show_progress=False)
+    model = fitted_ials(
+        met,
+        iterations=options.iterations,
+        alpha=options.alpha,
+        regularization=options.regularization,
+        seed=seed,
+        who="factors need",
+    )
     factors = np.array(model.item_factors, np.float64)
     factors[np.asarray(met.sum(axis=0)).ravel() == 0] = 0
     return factors

@@ -102,7 +102,7 @@ def _round_step(least: float) -> float:
 
 
 def _percent(tick: float) -> str:
-    """What stands beside a tick, to two digits."""
+    """What stands beside a tick, to three digits."""
     return f"{tick * 100:+.3g} %" if tick else "0 %"
 
 

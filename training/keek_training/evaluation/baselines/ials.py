@@ -5,15 +5,13 @@ from itertools import product
 from typing import Final
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
-from keek_server.errors import SetupError
 from keek_training.evaluation.baselines.protocol import Parameters, Training
 from keek_training.evaluation.histories import Histories
 from keek_training.evaluation.ranking import Score
 from keek_training.features import Float32Array
+from keek_training.ials import fitted_ials
 
-_FACTORS: Final = 64
 _ITERATIONS: Final = 15
 _SEED: Final = 1
 
@@ -40,22 +38,14 @@ class Ials:
         Raises:
             SetupError: When `implicit` is not installed.
         """
-        try:
-            from implicit.cpu.als import AlternatingLeastSquares
-        except ImportError as error:
-            raise SetupError(f"the baseline ials needs the extra keek[training] ({error})") from error
-
-        # Its own threads and those of BLAS would get in each other's way, of which it warns when it is made.
-        with threadpool_limits(1, "blas"):
-            model = AlternatingLeastSquares(
-                factors=_FACTORS,
-                iterations=_ITERATIONS,
-                alpha=parameters["alpha"],
-                regularization=parameters["regularization"],
-                num_threads=1,
-                random_state=_SEED,
-            )
-            model.fit(training.histories.matrix(), show_progress=False)
+        model = fitted_ials(
+            training.histories.matrix(),
+            iterations=_ITERATIONS,
+            alpha=parameters["alpha"],
+            regularization=parameters["regularization"],
+            seed=_SEED,
+            who="the baseline ials needs",
+        )
 
         def score(histories: Histories) -> Float32Array:
             users = model.recalculate_user(np.arange(len(histories)), histories.matrix())
