@@ -15,6 +15,7 @@ from keek_server.errors import SetupError, UnavailableError
 from keek_server.settings import Settings
 from keek_server.startup import wait_until_ready
 from keek_server.storage import tables
+from keek_server.storage.encoding import CODEC
 from keek_server.storage.hurried import HurriedReads, Parameters, Query
 from keek_server.storage.migrate import upgrade
 from keek_server.storage.sqlite import WRITING, SqliteThread, sqlite_engine
@@ -198,7 +199,7 @@ def _engines(url: str) -> tuple[AsyncEngine, tuple[SqliteThread | None, SqliteTh
         return sqlite_engine(parsed), threads
     # A server that vanishes in a transaction must not keep the log's lock.
     limits = {"server_settings": {"idle_in_transaction_session_timeout": str(_IDLE_TRANSACTION_MS)}}
-    return create_async_engine(url, pool_pre_ping=True, connect_args=limits), (None, None)
+    return create_async_engine(url, pool_pre_ping=True, connect_args=limits, **CODEC), (None, None)
 
 
 async def _prepare(database: Database, settings: Settings) -> None:

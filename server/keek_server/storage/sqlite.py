@@ -9,6 +9,8 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from keek_server.storage.encoding import CODEC
+
 T = TypeVar("T")
 
 WRITING: Final = {"keek_begin": "BEGIN IMMEDIATE"}
@@ -22,7 +24,7 @@ def sqlite_engine(url: sa.URL) -> AsyncEngine:
     """An engine with durable commits; makes the folder of the file."""
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_async_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
+    engine = create_async_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S}, **CODEC)
     _listen(engine.sync_engine)
     return engine
 
@@ -43,6 +45,7 @@ class SqliteThread:
             poolclass=sa.StaticPool,
             # Made by its thread and closed by another, never used by both at once.
             connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False},
+            **CODEC,
         )
         _listen(self._engine)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
