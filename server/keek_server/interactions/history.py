@@ -1,16 +1,14 @@
 """A user's history, decoded only as far as it is looked at."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import overload
+from typing import NamedTuple, overload
 
 import xxhash
 
 from keek_server.interactions.kinds import KINDS, InteractionKind
 
 
-@dataclass(frozen=True, slots=True)
-class HistoryEntry:
+class HistoryEntry(NamedTuple):
     """One interaction of a user's history."""
 
     video_id: str
@@ -24,7 +22,7 @@ class History(Sequence[HistoryEntry]):
     Most feeds ask only whether there are any, and whether they are the same as before.
     """
 
-    __slots__ = ("_encoded",)
+    __slots__ = ("_digest", "_encoded")
 
     def __init__(self, encoded: Sequence[str] = ()) -> None:
         """
@@ -32,6 +30,7 @@ class History(Sequence[HistoryEntry]):
             encoded: `kind:time:video` each, as the projection keeps them.
         """
         self._encoded = encoded
+        self._digest: bytes | None = None
 
     @classmethod
     def of(cls, entries: Iterable[HistoryEntry]) -> "History":
@@ -40,8 +39,10 @@ class History(Sequence[HistoryEntry]):
 
     def digest(self) -> bytes:
         """128 bits that two histories share only when they are equal."""
-        # No id holds a NUL.
-        return xxhash.xxh3_128_digest("\0".join(self._encoded).encode())
+        if self._digest is None:
+            # No id holds a NUL.
+            self._digest = xxhash.xxh3_128_digest("\0".join(self._encoded).encode())
+        return self._digest
 
     def __len__(self) -> int:
         return len(self._encoded)
@@ -55,7 +56,8 @@ class History(Sequence[HistoryEntry]):
     def __getitem__(self, place: slice) -> "History": ...
     def __getitem__(self, place: int | slice) -> "HistoryEntry | History":
         if isinstance(place, slice):
-            return History(self._encoded[place])
+            part = self._encoded[place]
+            return self if part == self._encoded else History(part)
         return _entry(self._encoded[place])
 
 

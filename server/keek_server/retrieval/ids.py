@@ -47,6 +47,7 @@ class IdTable:
         # Plain views of the mapped arrays: reading one element of a memmap costs ten times more.
         self._bytes, self._offsets = np.asarray(id_bytes), np.asarray(id_offsets)
         self._hashes, self._rows = np.asarray(id_hashes), np.asarray(id_rows)
+        self._view = self._bytes.data
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -74,7 +75,13 @@ class IdTable:
 
     def id_of(self, row: int) -> str:
         """The id of a row."""
-        return self._bytes[self._offsets[row] : self._offsets[row + 1]].tobytes().decode()
+        return str(self._view[self._offsets[row] : self._offsets[row + 1]], "utf-8")
+
+    def ids_of(self, rows: Rows) -> list[str]:
+        """The ids of many rows, int64 [n]: much faster than one by one."""
+        starts, ends = self._offsets[rows].tolist(), self._offsets[rows + 1].tolist()
+        view = self._view
+        return [str(view[start:end], "utf-8") for start, end in zip(starts, ends, strict=True)]
 
     def rows_of(self, ids: Sequence[str]) -> Rows:
         """The row of each id: int64 [n], -1 where the id is not in the table."""
@@ -84,8 +91,9 @@ class IdTable:
         places = np.searchsorted(self._hashes, hashes)
         firsts = np.minimum(places, len(self) - 1)
         rows = np.where(self._hashes[firsts] == hashes, self._rows[firsts], -1)
-        for at, row in enumerate(rows.tolist()):
-            if row >= 0 and self.id_of(row) != ids[at]:
+        found = np.flatnonzero(rows >= 0)
+        for at, id_ in zip(found.tolist(), self.ids_of(rows[found]), strict=True):
+            if id_ != ids[at]:
                 rows[at] = self._row_at(ids[at], hashes[at], places[at])
         return rows
 

@@ -248,7 +248,7 @@ class LiveIndex:
 
     def _keeps(self, rows: Rows, excluded: Excluded) -> Mask:
         """Which rows of the main part a query may find, as far as their ids say."""
-        return excluded.keeps([self.ids.id_of(row) for row in rows.tolist()])
+        return excluded.keeps(self.ids.ids_of(rows))
 
     def _fresh_k(self, query: Query) -> int:
         """Rows wanted of the fresh part: what is excluded may be the best of it."""

@@ -74,9 +74,16 @@ class Hits:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def _all_in_main(self) -> bool:
+        """Mostly so: then all are looked up at once."""
+        return not len(self.rows) or int(self.rows.max()) < len(self.ids)
+
     def found_ids(self) -> list[str]:
         """The ids, [found]."""
         count = len(self.ids)
+        if self._all_in_main:
+            return self.ids.ids_of(self.rows)
         return [
             self.ids.id_of(row) if row < count else self.fresh.id_of(row - count)
             for row in self.rows.tolist()
@@ -84,11 +91,10 @@ class Hits:
 
     def values(self, main: npt.NDArray[Any], column: str) -> list[Any]:
         """One column of each, [found]; `main` is that column of the main part."""
-        count = len(self.ids)
-        if not len(self.rows) or int(self.rows.max()) < count:
-            # All at once: mostly nothing that is new is found.
+        if self._all_in_main:
             found: list[Any] = np.asarray(main[self.rows]).tolist()
             return found
+        count = len(self.ids)
         return [
             main[row].item() if row < count else self.fresh.value_of(row - count, column).item()
             for row in self.rows.tolist()
