@@ -163,7 +163,8 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
             live,
             Stages(
                 hydrators=(ProjectionHydrator(projection), LogHydrator(logged_users)),
-                sources=(PersonalisedSource(), TrendingSource(trending, head, catalogue), PopularSource()),
+                sources=(PersonalisedSource(), TrendingSource(trending, head, catalogue)),
+                reserves=(PopularSource(),),
                 filters=FILTERS,
                 scorer=SourceScorer(),
                 selector=QuotaSelector(),

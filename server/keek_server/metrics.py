@@ -8,8 +8,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import TypeVar
 
 from prometheus_client import Counter, Gauge, Histogram
+
+Metric = TypeVar("Metric", Counter, Histogram)
 
 _BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
@@ -92,9 +95,9 @@ video_stage_seconds = Histogram(
 
 
 @cache
-def stage_of(histogram: Histogram, stage: str) -> Histogram:
-    """The part of a histogram for one stage; to look it up by its label would take longer than to observe."""
-    return histogram.labels(stage)
+def labelled(metric: Metric, *labels: str) -> Metric:
+    """The part of a metric with these labels; to look it up by them would take longer than to count."""
+    return metric.labels(*labels)
 
 
 @contextmanager
@@ -104,4 +107,4 @@ def timed(histogram: Histogram, stage: str) -> Iterator[None]:
     try:
         yield
     finally:
-        stage_of(histogram, stage).observe(time.perf_counter() - started)
+        labelled(histogram, stage).observe(time.perf_counter() - started)

@@ -67,7 +67,6 @@ class Personalised:
 
     name = "personalised"
     source = FeedSource.PERSONALISED
-    waits = True
     asks = "Triton"
 
     def __init__(self) -> None:
@@ -77,6 +76,9 @@ class Personalised:
 
     def enabled(self, _context: FeedContext) -> bool:
         return not self.knows_nobody
+
+    def at_once(self, _context: FeedContext, _count: int) -> None:
+        return
 
     async def candidates(self, _context: FeedContext, _count: int) -> list[Candidate]:
         await asyncio.sleep(self.delay_s)
@@ -125,7 +127,8 @@ class Feed:
     ) -> FeedPage:
         stages = Stages(
             hydrators=self.hydrators or (self.seen,),
-            sources=(self.personalised, PopularSource()),
+            sources=(self.personalised,),
+            reserves=(PopularSource(),),
             filters=FILTERS,
             scorer=SourceScorer(),
             selector=QuotaSelector(),

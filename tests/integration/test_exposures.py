@@ -45,7 +45,7 @@ async def logged(database: Database) -> list[str]:
 
 async def test_a_page_is_logged_with_its_release_places_sources_and_scores(database: Database) -> None:
     log = ExposureLog(database)
-    await log.apply(page("u1"))
+    log.apply(page("u1"))
     await log.flush()
     (row,) = await database.rows(sa.select(table))
     assert (row.user_id, row.release_id, row.slate) == ("u1", "r1", [["v1", 2, 0.5], ["v2", 4, 0.1]])
@@ -55,7 +55,7 @@ async def test_a_page_is_logged_with_its_release_places_sources_and_scores(datab
 
 async def test_arms_and_odds_are_logged(database: Database) -> None:
     log = ExposureLog(database)
-    await log.apply(page("u1", assignment=Assignment((("e1", "b"),)), propensities=[0.05, math.nan]))
+    log.apply(page("u1", assignment=Assignment((("e1", "b"),)), propensities=[0.05, math.nan]))
     await log.flush()
     (row,) = await database.rows(sa.select(table))
     assert row.arms == [["e1", "b"]]
@@ -65,7 +65,7 @@ async def test_arms_and_odds_are_logged(database: Database) -> None:
 async def test_what_videos_were_drawn_among_is_logged_with_their_odds(database: Database) -> None:
     log = ExposureLog(database)
     drawn = page("u1", propensities=[1.0, 1.0], video_propensities=[1.0, 0.1 / 7], pool=["v7", 1, ("v8", 1)])
-    await log.apply(drawn)
+    log.apply(drawn)
     await log.flush()
     (row,) = await database.rows(sa.select(table))
     assert row.slate == [["v1", 2, 0.5, 1.0], ["v2", 4, 0.1, 1.0, 0.0142857]]
@@ -76,7 +76,7 @@ async def test_of_a_sample_of_users_every_page_is_logged(database: Database) -> 
     log, before = ExposureLog(database, sampling=0.3), metrics.exposures_logged._value.get()
     for user in range(400):
         for _ in range(2):
-            await log.apply(page(f"u{user}"))
+            log.apply(page(f"u{user}"))
     await log.flush()
     pages = Counter(await logged(database))
     assert set(pages.values()) == {2}
@@ -96,10 +96,10 @@ async def test_what_comes_while_a_batch_is_written_waits_for_the_next(
         log._waiting.append({**log._waiting[0], "user_id": f"late{begun}"})
         return write()
 
-    await log.apply(page("early"))
+    log.apply(page("early"))
     await log.flush()  # makes the month's partition where there are such
     for number in range(3):
-        await log.apply(page(f"u{number}"))
+        log.apply(page(f"u{number}"))
     monkeypatch.setattr(database, "write", counted)
     await log.flush()
     assert begun == 1
@@ -112,7 +112,7 @@ async def test_what_could_not_be_written_waits_on(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = ExposureLog(database)
-    await log.apply(page("u1"))
+    log.apply(page("u1"))
 
     def down() -> Any:
         raise UnavailableError("the database is not reachable")

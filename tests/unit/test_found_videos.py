@@ -40,7 +40,7 @@ class Videos:
     ) -> list[FoundVideo]:
         (hits,) = self.index.search([Query(vector, k, excluded=Excluded(seen, served))])
         values = hits.values(self.index.columns["owners"], "owners")
-        return list(map(FoundVideo, hits.found_ids(), hits.scores.tolist(), values))
+        return list(zip(hits.found_ids(), hits.scores.tolist(), values, strict=True))
 
     def keep(self, user: str, vector: Vectors, k: int, seen: frozenset[str] = ANYTHING) -> list[FoundVideo]:
         change_count = self.index.change_count
@@ -65,7 +65,7 @@ def test_what_was_found_is_given_again_with_scores_and_owners() -> None:
     found = videos.keep("u", vector, 20)
     assert videos.find("u", vector, 20) == found
     assert videos.find("u", vector, 7) == found[:7]
-    assert found[0].owner == 2**63 + 1
+    assert found[0][2] == 2**63 + 1
 
 
 def test_another_vector_other_seen_videos_and_other_users_are_searched_for() -> None:
@@ -80,7 +80,7 @@ def test_another_vector_other_seen_videos_and_other_users_are_searched_for() -> 
 def test_later_pages_are_what_a_search_would_find_or_are_searched_for() -> None:
     videos, vector = Videos(), rows(1, 2)[0]
     found = videos.keep("u", vector, 20)
-    served = frozenset(hash_id(video.video_id) for video in found[:8:2])
+    served = frozenset(hash_id(video_id) for video_id, _, _ in found[:8:2])
     assert videos.find("u", vector, 16, served=served) == videos.search(vector, 16, served=served)
     assert videos.find("u", vector, 17, served=served) is None
 
@@ -119,7 +119,7 @@ def test_whatever_comes_changes_or_goes_what_is_given_is_what_a_search_finds() -
                 videos.keep(user, query, 20, seen)
                 dropped += 1
             else:
-                assert [v.video_id for v in kept] == [v.video_id for v in videos.search(query, 10, seen)]
+                assert [v[0] for v in kept] == [v[0] for v in videos.search(query, 10, seen)]
                 given += 1
     assert given > 100
     assert dropped > 100

@@ -114,7 +114,6 @@ class CachedSource:
 
     name = "cached"
     source = FeedSource.CACHED
-    waits = True
     asks = "Redis"
 
     def __init__(self, feeds: CachedFeeds) -> None:
@@ -123,6 +122,10 @@ class CachedSource:
     def enabled(self, _context: FeedContext) -> bool:
         """For everyone: whoever has no feed gets none."""
         return True
+
+    def at_once(self, _context: FeedContext, _count: int) -> None:
+        """See `Source`."""
+        return
 
     async def candidates(self, context: FeedContext, _count: int) -> list[Candidate]:
         """See `Source`; scored as the release scored them. None when another release made the feed.

@@ -41,7 +41,7 @@ def _removed(page: FeedPage, video_id: str) -> Verdict | None:
     owner = page.context.serving.fresh.index.value(video_id, "owners")
     candidate = Candidate(video_id, FeedSource.PERSONALISED, 0.0, 0 if owner is None else int(owner))
     for filter_ in FILTERS:
-        if not filter_.keeps(page.context, [candidate])[0]:
+        if filter_.keeps(page.context, [candidate]) == [False]:
             return Verdict(video_id, False, filter_.name, filter_.detail)
     return None
 

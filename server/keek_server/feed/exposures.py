@@ -37,7 +37,7 @@ class ExposureLog:
         self._partitions = MonthlyPartitions(database, exposures.c.serve_time_us)
         self._waiting: deque[dict[str, Any]] = deque()
 
-    async def apply(self, page: FeedPage) -> None:
+    def apply(self, page: FeedPage) -> None:
         """See `SideEffect`; when too many wait, the page is counted as dropped instead."""
         user_id = page.context.query.user_id
         if hash_id(user_id) % 2**32 >= self._points:

@@ -10,11 +10,11 @@ class DeletedFilter:
     name = "deleted"
     detail = "it was deleted"
 
-    def keeps(self, context: FeedContext, candidates: list[Candidate]) -> list[bool]:
+    def keeps(self, context: FeedContext, candidates: list[Candidate]) -> list[bool] | None:
         """See `Filter`."""
         deleted = context.serving.fresh.deleted
         if not deleted:
-            return [True] * len(candidates)
+            return None
         return [candidate.video_id not in deleted for candidate in candidates]
 
 
@@ -24,7 +24,7 @@ class SeenFilter:
     name = "seen"
     detail = "the user has interacted with it before"
 
-    def keeps(self, context: FeedContext, candidates: list[Candidate]) -> list[bool]:
+    def keeps(self, context: FeedContext, candidates: list[Candidate]) -> list[bool] | None:
         """See `Filter`."""
         seen = context.user.seen
         return [candidate.video_id not in seen for candidate in candidates]
@@ -36,11 +36,11 @@ class ServedFilter:
     name = "served"
     detail = "it was on an earlier page of this feed"
 
-    def keeps(self, context: FeedContext, candidates: list[Candidate]) -> list[bool]:
+    def keeps(self, context: FeedContext, candidates: list[Candidate]) -> list[bool] | None:
         """See `Filter`."""
         served = context.served
         if not served:
-            return [True] * len(candidates)
+            return None
         return [hash_id(candidate.video_id) not in served for candidate in candidates]
 
 
@@ -50,11 +50,11 @@ class BlockedOwnerFilter:
     name = "blocked"
     detail = "the user has blocked its owner"
 
-    def keeps(self, context: FeedContext, candidates: list[Candidate]) -> list[bool]:
+    def keeps(self, context: FeedContext, candidates: list[Candidate]) -> list[bool] | None:
         """See `Filter`."""
         blocked = context.query.blocked_owners
         if not blocked:
-            return [True] * len(candidates)
+            return None
         return [candidate.owner not in blocked for candidate in candidates]
 
 
@@ -64,10 +64,10 @@ class RequestFilter:
     name = "filter"
     detail = "it does not meet the filter of the request"
 
-    def keeps(self, context: FeedContext, candidates: list[Candidate]) -> list[bool]:
+    def keeps(self, context: FeedContext, candidates: list[Candidate]) -> list[bool] | None:
         """See `Filter`."""
         if not context.query.filter.is_set:
-            return [True] * len(candidates)
+            return None
         meeting = frozenset(context.meeting([candidate.video_id for candidate in candidates]))
         return [candidate.video_id in meeting for candidate in candidates]
 

@@ -52,6 +52,18 @@ class LivingVectors(VideoVectors, Protocol):
         ...
 
 
+def kept_vector(
+    users: UserVectors, videos: LivingVectors, user_id: str, history: History, now_us: int
+) -> Float32Array | None:
+    """The vector of one user that is kept, where it still holds; see `user_vector`."""
+    change_count = videos.change_count
+    kept = users.kept.find(user_id, history.digest(), now_us)
+    if kept is None or not _are_as_before(videos, kept.change_count, history):
+        return None
+    kept.change_count = change_count
+    return kept.vector
+
+
 async def user_vector(
     users: UserVectors, videos: LivingVectors, user_id: str, history: History, now_us: int
 ) -> Float32Array | None:
@@ -71,17 +83,16 @@ async def user_vector(
     Raises:
         UnavailableError, OverloadedError: See `UserVectors.vector`.
     """
-    digest, change_count = history.digest(), videos.change_count
-    kept = users.kept.find(user_id, digest, now_us)
-    if kept is not None and _are_as_before(videos, kept.change_count, history):
-        kept.change_count = change_count
-        return kept.vector
+    kept = kept_vector(users, videos, user_id, history, now_us)
+    if kept is not None:
+        return kept
+    change_count = videos.change_count
     inputs = history_inputs(videos, user_id, history, now_us)
     if len(inputs.kinds) == 0:
         return None
     return users.kept.keep(
         user_id,
-        digest,
+        history.digest(),
         await users.vector(inputs),
         change_count=change_count,
         computed_us=now_us,

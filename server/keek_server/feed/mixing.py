@@ -2,8 +2,9 @@
 
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -25,6 +26,7 @@ _REFILL = {
     ),
 }
 """Who fills a slot of each source, in turn."""
+_TRENDING_ALONE = {FeedSource.TRENDING: (FeedSource.TRENDING,)}
 _REFILL_FAILED = {
     FeedSource.PERSONALISED: (
         FeedSource.PERSONALISED,
@@ -43,6 +45,7 @@ _REFILL_FAILED = {
 failed, what is nearest to it stands in: what was personal a while ago, what is liked now, what was before."""
 
 _SLOTS_REMEMBERED = 256
+_SOURCES = tuple(FeedSource)
 _DRAWN = tuple(_REFILL)
 """Where exploration draws a slot's source from, each as likely as the others."""
 
@@ -65,21 +68,32 @@ class QuotaSelector:
         page = _Page(slots, candidates, parameters.per_owner_cap, draws)
         # What trends fills its own slots first: a video that is also personal to the user would
         # otherwise take a personalised slot, and the page would show less of both.
-        page.fill({FeedSource.TRENDING: (FeedSource.TRENDING,)})
-        fillers = {
-            source: (_REFILL_FAILED if source in context.failed else _REFILL)[source] for source in _REFILL
-        }
+        page.fill(_TRENDING_ALONE)
+        fillers: Mapping[FeedSource, tuple[FeedSource, ...]] = _REFILL
+        if context.failed:
+            fillers = {
+                source: (_REFILL_FAILED if source in context.failed else _REFILL)[source]
+                for source in _REFILL
+            }
         page.fill(fillers)
-        page.lift_cap()
-        page.fill(fillers)
+        as_planned = all(item and item.source is slot for item, slot in zip(page.items, slots, strict=True))
+        if not all(page.items):
+            page.lift_cap()
+            page.fill(fillers)
         chosen = [item for item in page.items if item is not None]
         shares = _shares(slots, chosen)
+        selection = Selection(chosen, shares, as_planned=as_planned)
         if draws is None and not parameters.exploration:
-            return Selection(chosen, shares)
+            return selection
         propensities = _propensities(quota, slots, page.items, parameters.exploration)
         if draws is None:
-            return Selection(chosen, shares, propensities)
-        return Selection(chosen, shares, propensities, draws.propensities(page.items), draws.pool(page.items))
+            return replace(selection, propensities=propensities)
+        return replace(
+            selection,
+            propensities=propensities,
+            video_propensities=draws.propensities(page.items),
+            pool=draws.pool(page.items),
+        )
 
 
 def _draws(context: FeedContext) -> VideoDraws | None:
@@ -149,8 +163,6 @@ class _Page:
 
     def lift_cap(self) -> None:
         """From here on any number of an owner's videos fits: one more is better than a short page."""
-        if all(self.items):
-            return
         self._cap = math.inf
         self._draws = None
         self._queues = self._restart()
@@ -177,15 +189,13 @@ class _Page:
         return candidate.owner == 0 or self._owners[candidate.owner] < self._cap
 
     def _restart(self) -> dict[FeedSource, Iterator[Candidate]]:
-        queues: dict[FeedSource, list[Candidate]] = {source: [] for source in FeedSource}
+        queues: defaultdict[FeedSource, list[Candidate]] = defaultdict(list)
         for candidate in self._candidates:
             queues[candidate.source].append(candidate)
-        return {source: iter(queue) for source, queue in queues.items()}
+        return {source: iter(queues.get(source, ())) for source in _SOURCES}
 
 
-def _shares(slots: Sequence[FeedSource], chosen: list[Candidate]) -> list[SlotShare]:
-    quota = Counter(slots)
-    served = Counter(item.source for item in chosen)
-    return [
-        SlotShare(source, quota[source], served[source]) for source in sorted(quota.keys() | served.keys())
-    ]
+def _shares(slots: Sequence[FeedSource], chosen: Sequence[Candidate]) -> list[SlotShare]:
+    quota, served = Counter(slots), Counter([item.source for item in chosen])
+    sources = quota if served.keys() <= quota.keys() else quota.keys() | served.keys()
+    return [SlotShare(source, quota[source], served[source]) for source in sorted(sources)]

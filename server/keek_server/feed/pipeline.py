@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
-from typing import Final
+from typing import Any, Final
 
 from keek_server import metrics
 from keek_server.clock import now_us
@@ -48,6 +48,8 @@ class Stages:
     """Asked in turn until one succeeds."""
     sources: Sequence[Source]
     """Asked side by side."""
+    reserves: Sequence[Source]
+    """Asked only for a page that the others do not fill as planned."""
     filters: Sequence[Filter]
     scorer: Scorer
     selector: Selector
@@ -97,22 +99,23 @@ class FeedPipeline:
         """
         context = self._capture(query, serving)
         await self._hydrate(context)
-        candidates, sources = await self._fetch(context)
-        candidates, filters = self._filter(context, candidates)
-        candidates = self._stages.scorer.score(context, candidates)
-        selection = self._stages.selector.select(context, candidates)
+        proposed, sources = await self._fetch(context)
+        candidates, filters, selection = self._choose(context, proposed)
+        if not selection.as_planned:
+            more, reserves = await self._ask_all(self._stages.reserves, context)
+            sources += reserves
+            candidates, filters, selection = self._choose(context, proposed + more)
         _name_replacements(context, selection)
         elapsed_s = time.monotonic() - context.started_s
         return FeedPage(context, selection, sources, filters, candidates, elapsed_s)
 
     def answered(self, page: FeedPage) -> None:
-        """Starts the side effects of a page that is on its way to the caller, one after the other."""
-        task = asyncio.create_task(_apply(self._stages.side_effects, page))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        """Starts the side effects of a page, one after the other, once it is on its way to the caller."""
+        asyncio.get_running_loop().call_soon(self._apply, page)
 
     async def drain(self) -> None:
         """Waits for the side effects that are under way."""
+        await asyncio.sleep(0)  # for those that have yet to begin
         await asyncio.gather(*self._running)
 
     def _capture(self, query: FeedQuery, serving: ServingRelease | None) -> FeedContext:
@@ -151,10 +154,10 @@ class FeedPipeline:
     async def _try(self, hydrator: Hydrator, context: FeedContext) -> str:
         """Why a hydrator failed; empty when it did not."""
         slice_s = self._slice_s(context)
+        started = time.perf_counter()
         try:
-            with metrics.timed(metrics.stage_seconds, hydrator.name):
-                async with asyncio.timeout(slice_s):
-                    await hydrator.hydrate(context)
+            async with asyncio.timeout(slice_s):
+                await hydrator.hydrate(context)
         except TimeoutError:
             problem = _late(hydrator.asks, slice_s)
         except KeekError as error:
@@ -163,37 +166,49 @@ class FeedPipeline:
             logger.exception("hydrator %s failed", hydrator.name)
             problem = f"{hydrator.asks}: internal error"
         else:
-            return ""
-        metrics.failures.labels(hydrator.name).inc()
+            problem = ""
+        metrics.labelled(metrics.stage_seconds, hydrator.name).observe(time.perf_counter() - started)
+        if problem:
+            metrics.failures.labels(hydrator.name).inc()
         return problem
 
     async def _fetch(self, context: FeedContext) -> tuple[list[Candidate], list[SourceTrace]]:
-        fetched = await self._ask_all(self._stages.sources, context)
+        candidates, traces = await self._ask_all(self._stages.sources, context)
         fallbacks = [source for name, source in self._stages.fallbacks.items() if name in context.failed]
-        fetched += await self._ask_all(fallbacks, context)
-        return [c for candidates, _ in fetched for c in candidates], [trace for _, trace in fetched]
+        if fallbacks:
+            more, further = await self._ask_all(fallbacks, context)
+            return candidates + more, traces + further
+        return candidates, traces
 
     async def _ask_all(
         self, sources: Iterable[Source], context: FeedContext
-    ) -> list[tuple[list[Candidate], SourceTrace]]:
-        """Side by side. A task costs more than a source that does not wait: those that do have one each, but
-        for the last."""
+    ) -> tuple[list[Candidate], list[SourceTrace]]:
+        """Side by side. A task costs more than what most sources do: those that wait have one each, but for
+        the last."""
         enabled = [source for source in sources if source.enabled(context)]
-        waiting = [source for source in enabled if source.waits]
-        answers: dict[FeedSource, tuple[list[Candidate], SourceTrace]] = {}
+        answers = {source.source: self._ask_at_once(source, context) for source in enabled}
+        waiting = [source for source in enabled if answers[source.source] is None]
         tasks = {other.source: asyncio.create_task(self._ask(other, context)) for other in waiting[:-1]}
         try:
-            if tasks:
-                # What they ask for is on its way before anything is computed here.
-                await asyncio.sleep(0)
-            for source in (*waiting[-1:], *(source for source in enabled if not source.waits)):
+            for source in waiting[-1:]:
                 answers[source.source] = await self._ask(source, context)
             for name, task in tasks.items():
                 answers[name] = await task
         finally:
             for task in tasks.values():
                 task.cancel()
-        return [answers[source.source] for source in enabled]
+        given = [answer for answer in answers.values() if answer is not None]
+        return [c for candidates, _ in given for c in candidates], [trace for _, trace in given]
+
+    def _ask_at_once(
+        self, source: Source, context: FeedContext
+    ) -> tuple[list[Candidate], SourceTrace] | None:
+        started = time.perf_counter()
+        try:
+            candidates = source.at_once(context, context.query.page_size)
+        except Exception as error:  # noqa: BLE001 - a fault of one source must not cost the user the feed
+            return self._traced(source, context, started, [], _reason(source, error))
+        return None if candidates is None else self._traced(source, context, started, candidates)
 
     async def _ask(self, source: Source, context: FeedContext) -> tuple[list[Candidate], SourceTrace]:
         slice_s = self._slice_s(context)
@@ -201,29 +216,41 @@ class FeedPipeline:
         reason = ""
         started = time.perf_counter()
         try:
-            if source.waits:
-                async with asyncio.timeout(slice_s):
-                    candidates = await source.candidates(context, context.query.page_size)
-            else:
+            async with asyncio.timeout(slice_s):
                 candidates = await source.candidates(context, context.query.page_size)
         except TimeoutError:
             reason = _late(source.asks, slice_s)
-        except KeekError as error:
-            reason = str(error)
-        except Exception:
-            # A fault of one source must not cost the user the feed; the log tells of it.
-            logger.exception("source %s failed", source.name)
-            reason = "internal error"
+        except Exception as error:  # noqa: BLE001 - a fault of one source must not cost the user the feed
+            reason = _reason(source, error)
+        return self._traced(source, context, started, candidates, reason)
+
+    def _traced(
+        self,
+        source: Source,
+        context: FeedContext,
+        started: float,
+        candidates: list[Candidate],
+        reason: str = "",
+    ) -> tuple[list[Candidate], SourceTrace]:
+        """What a source answered, noted; a reason says why it did not."""
         if reason:
             metrics.failures.labels(source.name).inc()
             context.failed.add(source.source)
             context.degradations.append(Degradation(source.source, reason))
         elapsed_s = time.perf_counter() - started
-        metrics.stage_of(metrics.stage_seconds, source.name).observe(elapsed_s)
+        metrics.labelled(metrics.stage_seconds, source.name).observe(elapsed_s)
         return candidates, SourceTrace(source.source, len(candidates), elapsed_s, reason)
 
     def _slice_s(self, context: FeedContext) -> float:
         return min(self._source_deadline_s, _STEP_SHARE * context.remaining_s)
+
+    def _choose(
+        self, context: FeedContext, proposed: list[Candidate]
+    ) -> tuple[list[Candidate], list[FilterTrace], Selection]:
+        """What is left of the candidates, what each filter did, and the page."""
+        candidates, filters = self._filter(context, proposed)
+        candidates = self._stages.scorer.score(context, candidates)
+        return candidates, filters, self._stages.selector.select(context, candidates)
 
     def _filter(
         self, context: FeedContext, candidates: list[Candidate]
@@ -231,10 +258,30 @@ class FeedPipeline:
         traces = []
         for filter_ in self._stages.filters:
             keeps = filter_.keeps(context, candidates)
-            kept = list(compress(candidates, keeps))
+            kept = candidates if keeps is None else list(compress(candidates, keeps))
             traces.append(FilterTrace(filter_.name, len(kept), len(candidates) - len(kept)))
             candidates = kept
         return candidates, traces
+
+    def _apply(self, page: FeedPage) -> None:
+        for effect in self._stages.side_effects:
+            try:
+                left = effect.apply(page)
+            except Exception as error:  # noqa: BLE001 - a fault of one must not keep the others from what they do
+                _failed(effect, error)
+                continue
+            if left is not None:
+                task = asyncio.create_task(_finish(effect, left))
+                self._running.add(task)
+                task.add_done_callback(self._running.discard)
+
+
+def _reason(source: Source, error: Exception) -> str:
+    """Why a source does not answer, for whoever reads the page; the log tells more of a fault."""
+    if isinstance(error, KeekError):
+        return str(error)
+    logger.error("source %s failed", source.name, exc_info=error)
+    return "internal error"
 
 
 def _late(asked: str, slice_s: float) -> str:
@@ -253,14 +300,17 @@ def _name_replacements(context: FeedContext, selection: Selection) -> None:
             degradation.replaced_by = [source for source in gained if source != degradation.source]
 
 
-async def _apply(effects: Sequence[SideEffect], page: FeedPage) -> None:
-    for effect in effects:
-        try:
-            await effect.apply(page)
-        except KeekError as error:
-            metrics.failures.labels(effect.name).inc()
-            logger.warning("side effect %s failed: %s", effect.name, error)
-        except Exception:
-            # A fault of one must not keep the others from what they do.
-            metrics.failures.labels(effect.name).inc()
-            logger.exception("side effect %s failed", effect.name)
+async def _finish(effect: SideEffect, left: Coroutine[Any, Any, None]) -> None:
+    try:
+        await left
+    except Exception as error:  # noqa: BLE001 - see `_failed`
+        _failed(effect, error)
+
+
+def _failed(effect: SideEffect, error: Exception) -> None:
+    """The page has long been shown: the log tells of it."""
+    metrics.failures.labels(effect.name).inc()
+    if isinstance(error, KeekError):
+        logger.warning("side effect %s failed: %s", effect.name, error)
+    else:
+        logger.error("side effect %s failed", effect.name, exc_info=error)

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 from keek_server.errors import UnavailableError
-from keek_server.feed.history import user_vector
+from keek_server.feed.history import kept_vector, user_vector
 from keek_server.feed.types import Candidate, Degradation, FeedContext, FeedSource
 from keek_server.interactions.heads import Head, TrendingHead
 from keek_server.interactions.trending import Trending
@@ -37,12 +37,21 @@ class PersonalisedSource:
 
     name = "personalised"
     source = FeedSource.PERSONALISED
-    waits = True
     asks = "Triton and the index"
 
     def enabled(self, context: FeedContext) -> bool:
         """Only for users with a history: for others the tower knows nothing."""
         return bool(context.user.history)
+
+    def at_once(self, context: FeedContext, count: int) -> list[Candidate] | None:
+        """See `Source`: where the user's vector and what was found for it still hold."""
+        serving, query = context.serving, context.query
+        if query.allowed is not None:
+            return None
+        videos = serving.fresh.index
+        vector = kept_vector(serving.users, videos, query.user_id, context.history, context.now_us)
+        found = None if vector is None else _kept_videos(context, vector, _MARGIN * count)
+        return None if found is None else self._proposed(found)
 
     async def candidates(self, context: FeedContext, count: int) -> list[Candidate]:
         """See `Source`; scored by the dot product of user and video vector."""
@@ -56,21 +65,29 @@ class PersonalisedSource:
             found = await self._search(context, vector, _MARGIN * count)
         else:
             found = await self._find(context, vector, _MARGIN * count, _AHEAD * count)
+        return self._proposed(found)
+
+    def _proposed(self, found: Iterable[FoundVideo]) -> list[Candidate]:
         return [Candidate(video_id, self.source, score, owner) for video_id, score, owner in found]
 
     async def _find(
         self, context: FeedContext, vector: Float32Array, wanted: int, ahead: int
     ) -> list[FoundVideo]:
         """What a search finds, of this page or of one before."""
-        kept, videos = context.serving.found, context.serving.fresh.index
-        user_id, seen, served = context.query.user_id, context.user.seen, context.served
-        found = kept.find(user_id, vector, videos, wanted, seen=seen, served=served)
-        if found is None:
-            change_count = videos.change_count
-            found = await self._search(context, vector, wanted + ahead)
-            if not served:
-                is_whole = len(found) < wanted + ahead
-                kept.keep(user_id, vector, found, seen=seen, change_count=change_count, is_whole=is_whole)
+        found = _kept_videos(context, vector, wanted)
+        if found is not None:
+            return found
+        change_count = context.serving.fresh.index.change_count
+        found = await self._search(context, vector, wanted + ahead)
+        if not context.served:
+            context.serving.found.keep(
+                context.query.user_id,
+                vector,
+                found,
+                seen=context.user.seen,
+                change_count=change_count,
+                is_whole=len(found) < wanted + ahead,
+            )
         return found[:wanted]
 
     async def _search(self, context: FeedContext, vector: Float32Array, wanted: int) -> list[FoundVideo]:
@@ -81,7 +98,14 @@ class PersonalisedSource:
         searcher = serving.side_searcher if asked.filter.is_set else serving.searcher
         hits = await searcher.search(query)
         owners = hits.values(serving.fresh.index.columns["owners"], "owners")
-        return list(map(FoundVideo, hits.found_ids(), hits.scores.tolist(), owners))
+        return list(zip(hits.found_ids(), hits.scores.tolist(), owners, strict=True))
+
+
+def _kept_videos(context: FeedContext, vector: Float32Array, wanted: int) -> list[FoundVideo] | None:
+    """What was found for a vector, on this page or on one before; None where only a search can tell."""
+    serving, user_id = context.serving, context.query.user_id
+    seen, served = context.user.seen, context.served
+    return serving.found.find(user_id, vector, serving.fresh.index, wanted, seen=seen, served=served)
 
 
 class Listed(NamedTuple):
@@ -117,7 +141,6 @@ class TrendingSource:
 
     name = "trending"
     source = FeedSource.TRENDING
-    waits = True
     asks = "Redis and the catalogue"
 
     def __init__(self, trending: Trending, head: TrendingHead, catalogue: Catalogue) -> None:
@@ -137,17 +160,29 @@ class TrendingSource:
         depth = wanted
         while True:
             head = await self._head.top(depth)
-            candidates = await self._choose(context, head, wanted)
+            candidates = self._choose(context, await self._look_up(context, head), wanted)
             if len(candidates) == wanted or head.is_whole or len(head.rows) >= deepest:
                 break
             depth = min(deepest, 2 * len(head.rows))
+        return self._scored(candidates)
+
+    def at_once(self, context: FeedContext, count: int) -> list[Candidate] | None:
+        """See `Source`: from the head that is kept, as long as it reaches."""
+        wanted = _MARGIN * count
+        head = self._head.kept(wanted)
+        known = None if head is None else self._kept_known(context, head)
+        if head is None or known is None:
+            return None
+        candidates = self._choose(context, known, wanted)
+        return self._scored(candidates) if len(candidates) == wanted or head.is_whole else None
+
+    def _scored(self, candidates: list[Candidate]) -> list[Candidate]:
         zero = self._trending.log2_of_one()
         for candidate in candidates:
             candidate.score = 2.0 ** (candidate.score - zero)
         return candidates
 
-    async def _choose(self, context: FeedContext, head: Head, wanted: int) -> list[Candidate]:
-        known = await self._look_up(context, head)
+    def _choose(self, context: FeedContext, known: _Known, wanted: int) -> list[Candidate]:
         if known.problem and not any(each.source is self.source for each in context.degradations):
             context.degradations.append(Degradation(self.source, known.problem))
         listed: Iterable[Listed] = known.listed
@@ -158,12 +193,19 @@ class TrendingSource:
             listed = (video for video in listed if video.owner not in blocked)
         return _choose(context, listed, self.source, wanted)
 
+    def _kept_known(self, context: FeedContext, head: Head) -> _Known | None:
+        """What the catalogue said of a head, as long as it says the same."""
+        known = self._known
+        if known is not None and known.holds(head, self._catalogue.forget_count, context.serving):
+            return known
+        return None
+
     async def _look_up(self, context: FeedContext, head: Head) -> _Known:
         """The videos of the head that the catalogue has, with their owners as they are now."""
+        kept = self._kept_known(context, head)
+        if kept is not None:
+            return kept
         serving, forget_count = context.serving, self._catalogue.forget_count
-        known = self._known
-        if known is not None and known.holds(head, forget_count, serving):
-            return known
         # The catalogue would ask SQL for those that are deleted, with every head.
         wanted = [id_ for id_, _ in head.rows if id_ not in serving.fresh.deleted]
         problem = ""
@@ -187,7 +229,6 @@ class PopularSource:
 
     name = "popular"
     source = FeedSource.POPULAR
-    waits = False
     asks = ""
 
     def __init__(self) -> None:
@@ -198,6 +239,10 @@ class PopularSource:
         return True
 
     async def candidates(self, context: FeedContext, count: int) -> list[Candidate]:
+        """See `Source`."""
+        return self.at_once(context, count)
+
+    def at_once(self, context: FeedContext, count: int) -> list[Candidate]:
         """See `Source`; scored by the share of interactions in training."""
         corpus = context.serving.release.corpus
         listed: Iterable[Listed] = self._popular(corpus)
@@ -230,7 +275,7 @@ def _rest(corpus: Corpus, start: int) -> Iterator[Listed]:
 
 
 def _list_popular(corpus: Corpus) -> list[Listed]:
-    ids = [corpus.ids.id_of(row) for row in corpus.popular.tolist()]
+    ids = corpus.ids.ids_of(corpus.popular)
     owners = corpus.columns["owners"][corpus.popular].tolist()
     return list(map(Listed, ids, map(hash_id, ids), owners, corpus.popularity.tolist()))
 

@@ -1,11 +1,11 @@
 """What flows through the feed pipeline, and the six roles that work on it."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from itertools import compress
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -176,6 +176,8 @@ class Selection:
     pool: list[PoolEntry] | None = None
     """The personalised videos that slots were drawn among, best first: each slot among the first
     `drawing.VIDEO_POOL` of those that were left."""
+    as_planned: bool = True
+    """Whether each slot got a video of its own source, and no owner has more than its share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,13 +211,15 @@ class Source(Protocol):
 
     name: str
     source: FeedSource
-    waits: bool
-    """Whether it waits for anything; whoever does not is asked while the others wait."""
     asks: str
     """What it waits for, for people."""
 
     def enabled(self, context: FeedContext) -> bool:
         """Whether it has anything to say for this request."""
+        ...
+
+    def at_once(self, context: FeedContext, count: int) -> list[Candidate] | None:
+        """The same as `candidates`, where nothing need be waited for; None where it must."""
         ...
 
     async def candidates(self, context: FeedContext, count: int) -> list[Candidate]:
@@ -230,8 +234,8 @@ class Filter(Protocol):
     detail: str
     """Why a video was removed, for people."""
 
-    def keeps(self, context: FeedContext, candidates: list[Candidate]) -> list[bool]:
-        """Per candidate, whether it stays."""
+    def keeps(self, context: FeedContext, candidates: list[Candidate]) -> list[bool] | None:
+        """Per candidate, whether it stays; None where it has nothing against any."""
         ...
 
 
@@ -260,6 +264,6 @@ class SideEffect(Protocol):
 
     name: str
 
-    async def apply(self, page: FeedPage) -> None:
-        """Its failure is logged; the feed has long been answered."""
+    def apply(self, page: FeedPage) -> Coroutine[Any, Any, None] | None:
+        """What is left to be waited for, if anything. A failure is logged."""
         ...

@@ -49,7 +49,7 @@ class ReleaseFigures:
         self._clock = clock
         self._windows: defaultdict[str, _Window] = defaultdict(_Window)
 
-    async def apply(self, page: FeedPage) -> None:
+    def apply(self, page: FeedPage) -> None:
         """Counts a page that was shown; a side effect of the feed."""
         release_id = page.context.serving.release.id
         part = self._windows[release_id].part(self._number())
@@ -58,7 +58,7 @@ class ReleaseFigures:
         part.errors += failed
         part.empty += empty
         outcome = "error" if failed else "empty" if empty else "ok"
-        metrics.release_feeds.labels(release_id, outcome).inc()
+        metrics.labelled(metrics.release_feeds, release_id, outcome).inc()
 
     def compared(self, release_id: str, overlap: float) -> None:
         """Counts a feed of a shadowed release; `overlap` as in `Figures`."""
@@ -93,7 +93,7 @@ def personalised_failed(page: FeedPage) -> bool:
 
 def _is_empty(page: FeedPage) -> bool:
     """Whether a user with a history got nothing personal, although the source ran and had slots."""
-    if personalised_failed(page) or not page.context.history:
+    if personalised_failed(page) or not page.context.user.history:
         return False
     wanted = any(
         share.source is FeedSource.PERSONALISED and share.quota_count for share in page.selection.shares

@@ -1,13 +1,16 @@
 """A shadowed release: its feeds are computed and compared, and shown to nobody."""
 
 import random
+from collections.abc import Coroutine
 from dataclasses import replace
+from typing import Any
 
 from keek_server import metrics
 from keek_server.feed.types import FeedPage
 from keek_server.releases.diff import Feeds, shared
 from keek_server.releases.figures import ReleaseFigures, personalised_failed, personalised_ids
 from keek_server.releases.live import LiveRelease
+from keek_server.releases.opening import ServingRelease
 from keek_server.releases.plan import TrialKind
 
 
@@ -34,28 +37,31 @@ class Shadow:
         """Says who makes the feeds: the pipeline, which has this among its side effects."""
         self._feeds = feeds
 
-    async def apply(self, page: FeedPage) -> None:
+    def apply(self, page: FeedPage) -> Coroutine[Any, Any, None] | None:
         """Compares one page, if it is this request's turn."""
         trial = self._live.served.trial
         if trial is None or self._feeds is None or trial[0].kind is not TrialKind.SHADOW:
-            return
+            return None
         if not _comparable(page) or random.uniform(0, 100) >= trial[0].percent:
-            return
+            return None
         if self._running >= self._limit:
             metrics.shadow_left_out.inc()
-            return
+            return None
         self._running += 1
+        return self._compare(page, self._feeds, trial[1])
+
+    async def _compare(self, page: FeedPage, feeds: Feeds, serving: ServingRelease) -> None:
         try:
             # Its searches stand with those that may take longer: shown feeds do not wait behind them.
-            aside = replace(trial[1], searcher=trial[1].side_searcher)
-            other = await self._feeds.run(page.context.query, aside)
+            aside = replace(serving, searcher=serving.side_searcher)
+            other = await feeds.run(page.context.query, aside)
         finally:
             self._running -= 1
         if personalised_failed(other):
             metrics.failures.labels(self.name).inc()
             return
         overlap = shared(personalised_ids(page), personalised_ids(other))
-        self._figures.compared(trial[1].release.id, overlap)
+        self._figures.compared(serving.release.id, overlap)
         metrics.shadow_overlap.observe(overlap)
 
 

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -12,18 +12,12 @@ from keek_server.retrieval.ids import hash_id
 from keek_server.retrieval.live import LiveIndex
 from keek_server.towers.features import Float32Array
 
+FoundVideo: TypeAlias = tuple[str, float, int]
+"""One that was found: its id, its score, and the hash of its owner's id. Plain, as they are many."""
+
 _NONE: Final[frozenset[int]] = frozenset()
 _BETWEEN: Final = "\0"
 """No id holds a NUL."""
-
-
-class FoundVideo(NamedTuple):
-    """One that was found."""
-
-    video_id: str
-    score: float
-    owner: int
-    """Hash of the owner's id."""
 
 
 @dataclass(slots=True)
@@ -86,9 +80,12 @@ class FoundVideos:
         video_ids = kept.video_ids.split(_BETWEEN) if kept.video_ids else []
         if kept.change_count != videos.change_count and not _holds(kept, video_ids, videos):
             return None
-        found = list(map(FoundVideo, video_ids, kept.scores.tolist(), kept.owners.tolist()))
+        # What was served is seldom among them: without it, no more are made than are asked for.
+        made = len(video_ids) if served else count
+        columns = video_ids[:made], kept.scores[:made].tolist(), kept.owners[:made].tolist()
+        found = list(zip(*columns, strict=True))
         if served:
-            found = [video for video in found if hash_id(video.video_id) not in served]
+            found = [video for video in found if hash_id(video[0]) not in served]
         return found[:count] if len(found) >= count or kept.is_whole else None
 
     def keep(
@@ -118,9 +115,9 @@ class FoundVideos:
             vector,
             _summary(seen),
             change_count,
-            _BETWEEN.join(video.video_id for video in found),
-            np.array([video.score for video in found], np.float32),
-            np.array([video.owner for video in found], np.uint64),
+            _BETWEEN.join(video_id for video_id, _, _ in found),
+            np.array([score for _, score, _ in found], np.float32),
+            np.array([owner for _, _, owner in found], np.uint64),
             is_whole,
         )
         if len(self._kept) > self._limit:

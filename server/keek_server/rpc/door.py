@@ -7,13 +7,11 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import Final
 
-import grpc
-
 from keek.v1 import feed_service_pb2, interaction_service_pb2, search_service_pb2, trending_service_pb2
 from keek_server import metrics
 from keek_server.errors import OverloadedError, TooLateError
 from keek_server.rpc.limits import GradientLimit
-from keek_server.rpc.status import Trailers, to_status
+from keek_server.rpc.status import Status, to_status
 from keek_server.settings import Settings
 
 
@@ -75,7 +73,7 @@ class Door:
         """In this window."""
         self._refused_before = 0
         self._window_began = clock()
-        self._refusals: dict[str, tuple[grpc.StatusCode, str, Trailers]] = {}
+        self._refusals: dict[str, Status] = {}
 
     @property
     def in_flight(self) -> int:
@@ -92,7 +90,7 @@ class Door:
         priority = PRIORITIES.get(method)
         return priority is not None and not self._has_room(priority)
 
-    def refusal(self, method: str) -> tuple[grpc.StatusCode, str, Trailers]:
+    def refusal(self, method: str) -> Status:
         """Counts a refusal, and gives what the caller is told, made anew now and then alone."""
         priority = PRIORITIES[method]
         _full[priority].inc()

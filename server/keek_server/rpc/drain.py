@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Final
 
 from keek_server.errors import UnavailableError
@@ -44,7 +45,7 @@ class Drain:
         Raises:
             UnavailableError: When the server ends the call, or takes no further ones of its kind.
         """
-        watches = method.rpartition("/")[2].startswith(_WATCH)
+        watches = _watches(method)
         task = asyncio.current_task()
         assert task is not None
         if self._all_refused or (watches and self._watches_refused):
@@ -89,6 +90,11 @@ class Drain:
         for task in tasks:
             if task not in self._ended and task.cancel():
                 self._ended.add(task)
+
+
+@cache
+def _watches(method: str) -> bool:
+    return method.rpartition("/")[2].startswith(_WATCH)
 
 
 def _stopping() -> UnavailableError:

@@ -22,7 +22,7 @@ from keek_server.rpc.admin import Authority
 from keek_server.rpc.door import Door
 from keek_server.rpc.drain import Drain
 from keek_server.rpc.rules import RuleChecker
-from keek_server.rpc.status import to_status
+from keek_server.rpc.status import Status, to_status
 
 logger = logging.getLogger(__name__)
 
@@ -94,12 +94,21 @@ class GuardInterceptor(grpc.aio.ServerInterceptor):
 
     def _unary(self, method: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         async def call(request: Message, context: Context) -> Message:
-            async with self._guarded(method, context):
-                with self._inside(method, context):
+            # As `_guarded`, without the context managers that coroutines make: this is most of all calls.
+            started, code = time.perf_counter(), grpc.StatusCode.OK
+            try:
+                with self._drain.running(method), self._inside(method, context):
                     self._admit(method, context)
                     self._rules.check(request)
                     response: Message = await inner(request, context)
-            return response
+                    return response
+            except BaseException as error:
+                code, status = _outcome(method, error)
+                if status is None:
+                    raise
+                await context.abort(*status)
+            finally:
+                _observe(method, code, started)
 
         return call
 
@@ -176,7 +185,7 @@ def _refusal(method: str, door: Door) -> Handler:
     all kinds of calls.
     """
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
-    counted = metrics.rpc_seconds.labels(method, code.name)
+    counted = metrics.labelled(metrics.rpc_seconds, method, code.name)
 
     async def call(_requests: AsyncIterator[Message], context: Context) -> Message:
         counted.observe(0.0)
@@ -187,22 +196,30 @@ def _refusal(method: str, door: Door) -> Handler:
 
 @asynccontextmanager
 async def _translated(method: str, context: Context) -> AsyncIterator[None]:
-    started = time.perf_counter()
-    code = grpc.StatusCode.OK
+    started, code = time.perf_counter(), grpc.StatusCode.OK
     try:
         yield
-    except KeekError as error:
-        code, message, trailers = to_status(error)
-        await context.abort(code, message, trailers)
-    except (asyncio.CancelledError, GeneratorExit):
-        code = grpc.StatusCode.CANCELLED
-        raise
-    except grpc.aio.AbortError:
-        code = grpc.StatusCode.UNKNOWN
-        raise
-    except Exception:
-        logger.exception("%s failed", method)
-        code = grpc.StatusCode.INTERNAL
-        await context.abort(code, "internal error")
+    except BaseException as error:
+        code, status = _outcome(method, error)
+        if status is None:
+            raise
+        await context.abort(*status)
     finally:
-        metrics.rpc_seconds.labels(method, code.name).observe(time.perf_counter() - started)
+        _observe(method, code, started)
+
+
+def _outcome(method: str, error: BaseException) -> tuple[grpc.StatusCode, Status | None]:
+    """The code that an error counts as, and the status to end the call with; None where it ends by itself."""
+    if isinstance(error, KeekError):
+        status = to_status(error)
+        return status[0], status
+    if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return grpc.StatusCode.CANCELLED, None
+    if isinstance(error, grpc.aio.AbortError) or not isinstance(error, Exception):
+        return grpc.StatusCode.UNKNOWN, None
+    logger.error("%s failed", method, exc_info=error)
+    return grpc.StatusCode.INTERNAL, (grpc.StatusCode.INTERNAL, "internal error", ())
+
+
+def _observe(method: str, code: grpc.StatusCode, started: float) -> None:
+    metrics.labelled(metrics.rpc_seconds, method, code.name).observe(time.perf_counter() - started)

@@ -4,8 +4,8 @@ import grpc
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
+from google.rpc import status_pb2
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
-from google.rpc.status_pb2 import Status
 
 from keek_server.errors import (
     AlreadyExistsError,
@@ -41,9 +41,12 @@ DETAILS_KEY = "grpc-status-details-bin"
 
 Trailers = tuple[tuple[str, str | bytes], ...]
 
+Status = tuple[grpc.StatusCode, str, Trailers]
+"""How a call ends: its code, message and trailing metadata."""
 
-def to_status(error: KeekError) -> tuple[grpc.StatusCode, str, Trailers]:
-    """The code, message and trailing metadata that say `error`."""
+
+def to_status(error: KeekError) -> Status:
+    """What says `error`."""
     code, reason = next((code, reason) for kind, code, reason in _CODES if isinstance(error, kind))
     if isinstance(error, BadMediaError):
         reason = error.reason.value
@@ -57,7 +60,9 @@ def to_status(error: KeekError) -> tuple[grpc.StatusCode, str, Trailers]:
         delay = Duration()
         delay.FromMilliseconds(int(error.retry_after_s * 1000))
         details.append(RetryInfo(retry_delay=delay))
-    status = Status(code=code.value[0], message=str(error), details=[_pack(detail) for detail in details])
+    status = status_pb2.Status(
+        code=code.value[0], message=str(error), details=[_pack(detail) for detail in details]
+    )
     return code, str(error), ((DETAILS_KEY, status.SerializeToString()),)
 
 

@@ -356,7 +356,7 @@ class ExplainFeedResponse(_message.Message):
 
     @_typing.final
     class SourceTrace(_message.Message):
-        """What one source produced."""
+        """What one source produced; those that the page did without are left out."""
 
         DESCRIPTOR: _descriptor.Descriptor
 
