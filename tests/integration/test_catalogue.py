@@ -17,6 +17,7 @@ from keek_server.errors import AlreadyExistsError, InvalidArgumentError, NotFoun
 from keek_server.settings import Settings
 from keek_server.storage import tables
 from keek_server.storage.database import Database, open_database
+from keek_server.storage.hurried import Parameters
 from keek_server.storage.migrate import MIGRATIONS
 from keek_server.videos.catalogue import Catalogue
 from keek_server.videos.changes import ChangeFeed
@@ -187,10 +188,10 @@ async def test_a_read_begun_before_a_change_is_not_remembered_after_it(
     catalogue.forget_all()
     rows, was_read, go_on, reads = database.rows, asyncio.Event(), asyncio.Event(), 0
 
-    async def slow(query: sa.Select[Any]) -> Sequence[Any]:
+    async def slow(query: sa.Select[Any], parameters: Parameters) -> Sequence[Any]:
         nonlocal reads
         reads += 1
-        found = await rows(query)
+        found = await rows(query, parameters)
         was_read.set()
         await go_on.wait()
         return found

@@ -11,7 +11,7 @@ from keek_server.errors import UnavailableError
 from keek_server.feed.types import FeedPage, Selection
 from keek_server.retrieval.ids import hash_id
 from keek_server.storage.database import Database
-from keek_server.storage.partitions import MonthlyPartitions, month_start_us
+from keek_server.storage.partitions import MonthlyPartitions
 from keek_server.storage.tables import exposures
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,9 @@ class ExposureLog:
         while left:
             rows = [self._waiting[i] for i in range(min(_MAX_ROWS, left))]
             left -= len(rows)
-            for time_us in {month_start_us(row["serve_time_us"]) for row in rows}:
+            # So little time lies between them that two months are the most.
+            times_us = [row["serve_time_us"] for row in rows]
+            for time_us in (min(times_us), max(times_us)):
                 await self._partitions.cover(time_us)
             async with self._database.write() as connection:
                 await connection.execute(exposures.insert(), rows)

@@ -57,13 +57,13 @@ class Database:
         async with self._translated(), self.engine.connect() as connection:
             yield connection
 
-    async def rows(self, query: sa.Select[Any]) -> Sequence[Any]:
+    async def rows(self, query: Query, parameters: Parameters | None = None) -> Sequence[Any]:
         """What a query gives, in a transaction of its own.
 
         Raises:
             UnavailableError: When the database is down or late.
         """
-        return await self.look(lambda connection: connection.execute(query).all())
+        return await self.look(lambda connection: connection.execute(query, parameters).all())
 
     async def look(self, work: Callable[[sa.Connection], T]) -> T:
         """Runs `work`, which reads a little, in a transaction: as `transact`, for what is read often.

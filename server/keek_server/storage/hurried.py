@@ -37,15 +37,15 @@ class HurriedReads:
         """See `Breaker.check`: before `read`, for whoever waits for others first."""
         self._breaker.check(call)
 
-    async def ask(self, query: Query) -> Sequence[Any]:
+    async def ask(self, query: Query, parameters: Parameters | None = None) -> Sequence[Any]:
         """The rows of a query.
 
         Raises:
             UnavailableError: When the database is down or late; at once while it is known to be.
         """
-        self._breaker.check(lambda: self.read(query))
+        self._breaker.check(lambda: self.read(query, parameters))
         # Whether it answers is found out also for those who leave.
-        return await asyncio.shield(self._keep(self.read(query)))
+        return await asyncio.shield(self._keep(self.read(query, parameters)))
 
     async def read(self, query: Query, parameters: Parameters | None = None) -> Sequence[Any]:
         """The rows of a query, whatever is known.

@@ -48,8 +48,10 @@ class MonthlyPartitions:
         Raises:
             UnavailableError: When the database is down or late.
         """
+        if self._database.is_sqlite:
+            return
         start_us = month_start_us(time_us)
-        if self._database.is_sqlite or start_us in self._covered:
+        if start_us in self._covered:
             return
         await self._create(start_us)
         self._covered.add(start_us)

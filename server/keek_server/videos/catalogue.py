@@ -164,7 +164,7 @@ class Catalogue:
         if missing := wanted - found.keys():
             read_rows = self._database.hurried.ask if for_feed else self._database.rows
             with self._briefs.reading() as reading:
-                rows = await read_rows(_BRIEFS.where(table.c.video_id.in_(missing)))
+                rows = await read_rows(_BRIEFS, {"video_ids": list(missing)})
                 read = {video_id: Brief(owner_id, tuple(tags)) for video_id, owner_id, tags in rows}
                 self._briefs.remember(read, reading)
             found.update(read)
@@ -235,4 +235,6 @@ _VIDEOS = sa.select(
     table.c.language,
     table.c.region,
 ).where(_EXISTS)
-_BRIEFS = sa.select(table.c.video_id, table.c.owner_id, table.c.tags).where(_EXISTS)
+_BRIEFS = sa.select(table.c.video_id, table.c.owner_id, table.c.tags).where(
+    _EXISTS, table.c.video_id.in_(sa.bindparam("video_ids", expanding=True))
+)
