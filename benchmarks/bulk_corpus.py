@@ -14,7 +14,7 @@ from keek_training.export import export
 from keek_training.golden import golden_users, golden_videos
 from keek_training.publishing.catalogue import Catalogue
 from keek_training.runs import Run
-from keek_training.towers import UserTower, VideoTower
+from keek_training.towers import VideoTower, user_tower_of
 from keek_training.weights import save_weights
 
 _BUCKETS = 1 << 16
@@ -43,7 +43,7 @@ def export_towers(directory: Path, videos: int) -> Run:
     run = Run(directory / "run")
     run.start()
     run.config.write_text(config.dumps(), "utf-8")
-    video_tower, user_tower = VideoTower(towers, config.seed), UserTower(towers, config.seed)
+    video_tower, user_tower = VideoTower(towers, config.seed), user_tower_of(towers, config.seed)
     video_tower(golden_videos())
     user_tower(golden_users(towers.history_length))
     video_tower.ids.remember(hash_ids(_video_ids(videos)))

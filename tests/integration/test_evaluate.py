@@ -100,7 +100,7 @@ def _windows(cases: Cases, whole: Dataset, sequences_users: dict[str, int], offs
 
 
 def test_users_get_the_vectors_that_training_validates_with(whole: Dataset, split: Split, run: Run) -> None:
-    from keek_training.towers import UserTower, VideoTower
+    from keek_training.towers import VideoTower, user_tower_of
     from keek_training.weights import load_weights
 
     source = TowerSource.of_run(run)
@@ -119,7 +119,7 @@ def test_users_get_the_vectors_that_training_validates_with(whole: Dataset, spli
     by_id = {user_id: place for place, user_id in enumerate(sequences.user_ids)}
     windows = _windows(cases, whole, by_id, sequences.offsets)
     inputs = serving_inputs(sequences, windows, videos, config.towers.history_length)
-    user_tower = UserTower(config.towers, 0)
+    user_tower = user_tower_of(config.towers, 0)
     user_tower(inputs)
     load_weights(user_tower, run.weights("user_tower"))
     assert found == pytest.approx(np.asarray(user_tower(inputs)), abs=1e-3)

@@ -74,11 +74,11 @@ def tuned(whole: Dataset, base: Run) -> Run:
 def towers(run: Run) -> tuple[Any, Any]:
     """Both towers of a run, built from its files alone."""
     from keek_training.golden import golden_users, golden_videos
-    from keek_training.towers import UserTower, VideoTower
+    from keek_training.towers import VideoTower, user_tower_of
     from keek_training.weights import load_weights
 
     config = TrainConfig.load(run.config).towers
-    user, video = UserTower(config, 1), VideoTower(config, 1)
+    user, video = user_tower_of(config, 1), VideoTower(config, 1)
     user(golden_users(config.history_length))
     video(golden_videos())
     for tower in (user, video):

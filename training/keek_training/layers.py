@@ -1,4 +1,4 @@
-"""The parts of the towers: hashed ids, ages, and attention that sees both.
+"""The parts of the towers: hashed ids, standardised clip vectors, and ages.
 
 `keras.ops` alone, so that they run on every backend of Keras. They must convert to ONNX:
 no exact `gelu`, no `log1p`, and no tensor that is made while a layer is built and is not a
@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from keek_server.interactions.kinds import InteractionKind
-from keek_server.towers.contract import DIMENSION
 from keek_training.backend import Tensor, keras, ops
 
 KIND_COUNT: Final = max(InteractionKind) + 1
@@ -25,9 +24,6 @@ _KNOTS_S: Final = (0.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0, 7 * 8640
 _KNOTS: Final = [math.log(1 + knot) for knot in _KNOTS_S]
 # Brings the features to about the size of one: log(1 + a month) is 15.
 _AGE_SCALE: Final = 0.1
-# Not beyond float16, where it would be infinite.
-MASKED: Final = -3e4
-"""Added to the scores of what is not seen: the softmax makes it 0."""
 _FILTER_ROWS_PER_BUCKET: Final = 8
 _FIRST_SPREAD: Final = 0.02
 _LEAST_SPREAD: Final = 1e-6
@@ -201,111 +197,3 @@ class AgeFeatures(keras.layers.Layer):
         """Seconds, any shape [...], to [..., 9]; below 0 counts as 0."""
         logs = ops.log(1.0 + ops.clip(ages_s, 0.0, self._longest_s))
         return _AGE_SCALE * ops.relu(ops.expand_dims(logs, -1) - ops.convert_to_tensor(_KNOTS, "float32"))
-
-
-class CausalAttention(keras.layers.Layer):
-    """Multi-head attention with learned biases of how far back and how long ago a key is.
-
-    The biases are relative to each query, so that a vector does not depend on where in a
-    window it was computed (as in HSTU: Zhai et al., "Actions Speak Louder than Words", 2024).
-    """
-
-    def __init__(self, heads: int, longest_distance: int, age_bias: bool, name: str) -> None:
-        super().__init__(name=name)
-        self._heads = heads
-        self._longest = longest_distance
-        self._query, self._key, self._value, self._out = (
-            keras.layers.Dense(DIMENSION, name=part) for part in ("query", "key", "value", "out")
-        )
-        self._age_bias = None
-        if age_bias:
-            self._age_bias = keras.layers.Dense(
-                heads, use_bias=False, kernel_initializer="zeros", name="age_bias"
-            )
-
-    def build(self, input_shape: tuple[int | None, ...]) -> None:
-        """Makes the table of biases by distance."""
-        self.distance_bias = self.add_weight(
-            shape=(self._longest, self._heads), initializer="zeros", name="distance_bias"
-        )
-        super().build(input_shape)
-
-    def call(
-        self, queries: Tensor, keys: Tensor, ages: Tensor | None, hidden: Tensor, last_only: bool = False
-    ) -> Tensor:
-        """Attends from q positions, all k or with `last_only` the last, to those of k that are not later.
-
-        Args:
-            queries: [n, q, DIMENSION].
-            keys: [n, k, DIMENSION].
-            ages: [n, q, k, 9], from AgeFeatures; not read without a bias of ages.
-            hidden: float32 [n, k], 0, or MASKED for keys that are padding. A position that sees
-                nothing else sees the padding before it, which is all alike.
-        """
-        bias = self._bias(ops.shape(keys)[1], last_only) + hidden[:, None, None]
-        if self._age_bias is not None:
-            bias = bias + ops.transpose(self._age_bias(ages), (0, 3, 1, 2))
-        query = self._split(self._query(queries) * (1.0 / math.sqrt(DIMENSION / self._heads)))
-        scores = ops.matmul(query, ops.transpose(self._split(self._key(keys)), (0, 1, 3, 2))) + bias
-        mixed = ops.matmul(ops.softmax(scores, axis=-1), self._split(self._value(keys)))
-        merged = ops.reshape(ops.transpose(mixed, (0, 2, 1, 3)), (-1, ops.shape(queries)[1], DIMENSION))
-        return self._out(merged)
-
-    def _bias(self, count: Tensor, last_only: bool) -> Tensor:
-        """[heads, count, count], or [heads, 1, count]: by distance, and twice MASKED for what is later:
-        where all that is earlier is padding, that is seen, and nothing later.
-
-        The rows of the whole are one row that moves on by one each time. A row of twice the length,
-        repeated and cut into rows that are one shorter, is just that: copies, where a lookup of every
-        pair, and its gradient, would be most of a step.
-        """
-        distances = ops.clip(ops.arange(count - 1, -1, -1), 0, self._longest - 1)
-        row = ops.transpose(ops.take(self.distance_bias, distances, axis=0))
-        if last_only:
-            return ops.expand_dims(row, 1)
-        rows = ops.tile(ops.concatenate([row, ops.full_like(row, 2 * MASKED)], axis=1), (1, count))
-        rows = ops.reshape(rows[:, : count * (2 * count - 1)], (self._heads, count, 2 * count - 1))
-        return rows[:, :, count - 1 :]
-
-    def _split(self, x: Tensor) -> Tensor:
-        """[n, length, DIMENSION] to [n, heads, length, DIMENSION / heads]."""
-        shape = (-1, ops.shape(x)[1], self._heads, DIMENSION // self._heads)
-        return ops.transpose(ops.reshape(x, shape), (0, 2, 1, 3))
-
-
-class Block(keras.layers.Layer):
-    """Attention, then a feed-forward part, each normalised before and added to what came in."""
-
-    def __init__(
-        self,
-        heads: int,
-        longest_distance: int,
-        feed_forward: int,
-        dropout: float,
-        name: str,
-        age_bias: bool = True,
-    ) -> None:
-        super().__init__(name=name)
-        self._norms = [keras.layers.LayerNormalization(epsilon=1e-6, name=f"norm_{i}") for i in (0, 1)]
-        self._attention = CausalAttention(heads, longest_distance, age_bias, name="attention")
-        self._inner = keras.layers.Dense(feed_forward, activation="silu", name="inner")
-        self._outer = keras.layers.Dense(DIMENSION, name="outer")
-        self._dropout = keras.layers.Dropout(dropout)
-
-    def call(
-        self,
-        x: Tensor,
-        ages: Tensor | None,
-        hidden: Tensor,
-        last_only: bool = False,
-        training: bool = False,
-    ) -> Tensor:
-        """[n, k, DIMENSION] to the same, or to [n, 1, DIMENSION] with `last_only`.
-
-        `ages` and `hidden` are those of CausalAttention.
-        """
-        keys = self._norms[0](x)
-        queries, x = (keys[:, -1:], x[:, -1:]) if last_only else (keys, x)
-        mixed = self._attention(queries, keys, ages, hidden, last_only=last_only)
-        x = x + self._dropout(mixed, training=training)
-        return x + self._dropout(self._outer(self._inner(self._norms[1](x))), training=training)

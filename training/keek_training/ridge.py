@@ -11,7 +11,8 @@ from keek_server.interactions.kinds import InteractionKind
 from keek_server.towers.contract import DIMENSION
 from keek_training.backend import Tensor, keras, ops
 from keek_training.config import TowerConfig
-from keek_training.layers import KIND_COUNT, AgeFeatures, Block, HashEmbedding
+from keek_training.layers import KIND_COUNT
+from keek_training.user_tower import UserTower
 
 # Below this a residual is rounding, and dividing by it would blow that up.
 _LEAST: Final = 1e-12
@@ -19,8 +20,8 @@ LOG_SKIP: Final = -4.0
 """Logarithm of what a skip weighs at first, where others weigh 1."""
 
 
-class RidgeTower(keras.Model):
-    """A user's id and history to one vector: the ridge regression of 1 on the history's vectors.
+class RidgeTower(UserTower):
+    """The ridge regression of 1 on the history's vectors.
 
     It is the step of iALS that folds a user in (Hu et al., "Collaborative Filtering for Implicit Feedback
     Datasets", 2008): x = argmin sum_s w_s (1 - x v_s)^2 + x' G x. Where G = (L L')^-1, x is L z, and z solves
@@ -28,16 +29,11 @@ class RidgeTower(keras.Model):
     where a history has k videos. So two videos that say the same count little more than one, which attention
     has to learn and few data do not teach.
 
-    L is `vectors` on the way in and `out` on the way out; w_s is learnt by kind and age. Like `UserTower`,
-    `call` is what is served and `every_position` what trains.
+    L is `vectors` on the way in and `out` on the way out; w_s is learnt by kind and age.
     """
 
     def __init__(self, config: TowerConfig, seed: int) -> None:
-        super().__init__(name="user_tower")
-        assert config.user_buckets is not None
-        assert config.longest_age_s is not None
-        self.ids = HashEmbedding(config.user_buckets, DIMENSION, config.user_dropout, seed, "ids")
-        self._ages = AgeFeatures(config.longest_age_s, "ages")
+        super().__init__(config, seed)
         self.vectors = keras.layers.Dense(
             DIMENSION, use_bias=False, kernel_initializer="identity", name="vectors"
         )
@@ -49,11 +45,6 @@ class RidgeTower(keras.Model):
         self._steps = config.solver_steps
         self.out = keras.layers.Dense(DIMENSION, kernel_initializer="identity", name="out")
 
-    @property
-    def blocks(self) -> list[Block]:
-        """It has no attention."""
-        return []
-
     def begin(self, sharpness: float) -> None:
         """Makes it answer `sharpness` times the ridge regression where G is the identity. Everything weighs
         the same but what was skipped: that hardly counts."""
@@ -61,18 +52,6 @@ class RidgeTower(keras.Model):
         scales[InteractionKind.SKIP] = LOG_SKIP
         self._kinds.embeddings.assign(scales)
         self.out.kernel.assign(sharpness * np.eye(DIMENSION))
-
-    def call(self, inputs: dict[str, Tensor], training: bool = False) -> Tensor:
-        """The contract's tensors, [n, ...] each, to [n, DIMENSION]."""
-        return self._encode(inputs, last_only=True, training=training)[:, 0]
-
-    def every_position(self, inputs: dict[str, Tensor], training: bool = False) -> Tensor:
-        """The contract's tensors, histories of k positions, to [n, k, DIMENSION].
-
-        The request of a position is the moment of the next one, and that of the last is
-        where all ages count from.
-        """
-        return self._encode(inputs, last_only=False, training=training)
 
     def _encode(self, inputs: dict[str, Tensor], last_only: bool, training: bool) -> Tensor:
         kinds, ages_s = inputs["history_kinds"], inputs["history_ages_s"]

@@ -1,4 +1,4 @@
-"""The two towers: a video's features, and a user's history, each to one vector."""
+"""The two towers: a video's features to one vector, and which of the user towers a configuration wants."""
 
 # Keras has no type hints, so its classes are Any to mypy.
 # mypy: disable-error-code="misc"
@@ -10,10 +10,12 @@ import numpy as np
 from keek_server.errors import SetupError
 from keek_server.towers.contract import CLIP_DIMENSION, DIMENSION
 from keek_server.towers.features import Float32Array
+from keek_training.attention import AttentionTower
 from keek_training.backend import Tensor, keras, ops
 from keek_training.config import TowerConfig
-from keek_training.layers import KIND_COUNT, MASKED, AgeFeatures, Block, HashEmbedding, Standardise
+from keek_training.layers import HashEmbedding, Standardise
 from keek_training.ridge import RidgeTower
+from keek_training.user_tower import UserTower
 
 _DURATION_SCALE: Final = 0.2
 
@@ -106,86 +108,6 @@ class VideoTower(keras.Model):
         return ops.concatenate([logs, ops.cast(duration_s > 0, "float32")], axis=-1)
 
 
-def user_tower_of(config: TowerConfig, seed: int) -> "UserTower | RidgeTower":
+def user_tower_of(config: TowerConfig, seed: int) -> UserTower:
     """The user tower that the configuration wants."""
-    return RidgeTower(config, seed) if config.encoder == "ridge" else UserTower(config, seed)
-
-
-class UserTower(keras.Model):
-    """A user's id and history to one vector.
-
-    `call` is what is served: the vector after the newest interaction. `every_position`
-    is what trains: the same for every position of a history, as if it ended there.
-    """
-
-    def __init__(self, config: TowerConfig, seed: int) -> None:
-        super().__init__(name="user_tower")
-        assert config.user_buckets is not None
-        assert config.longest_age_s is not None
-        self.ids = HashEmbedding(config.user_buckets, DIMENSION, config.user_dropout, seed, "ids")
-        self._ages = AgeFeatures(config.longest_age_s, "ages")
-        self._norm = keras.layers.LayerNormalization(epsilon=1e-6, name="norm_in")
-        self._vectors = keras.layers.Dense(
-            DIMENSION, use_bias=False, kernel_initializer="identity", name="vectors"
-        )
-        self._kind_scales = keras.layers.Embedding(
-            KIND_COUNT, DIMENSION, embeddings_initializer="ones", name="kind_scales"
-        )
-        self._kinds = keras.layers.Embedding(KIND_COUNT, DIMENSION, name="kinds")
-        self._gaps = keras.layers.Dense(DIMENSION, use_bias=False, name="gaps")
-        self._dropout = keras.layers.Dropout(config.dropout)
-        self._age_bias = config.age_bias
-        self._blocks = [
-            Block(
-                config.heads,
-                config.history_length,
-                config.feed_forward,
-                config.dropout,
-                f"block_{i}",
-                config.age_bias,
-            )
-            for i in range(config.blocks)
-        ]
-        self._norm_out = keras.layers.LayerNormalization(epsilon=1e-6, name="norm_out")
-        self._out = keras.layers.Dense(DIMENSION, kernel_initializer="identity", name="out")
-
-    @property
-    def blocks(self) -> list[Block]:
-        """The attention blocks, in their order."""
-        return list(self._blocks)
-
-    def call(self, inputs: dict[str, Tensor], training: bool = False) -> Tensor:
-        """The contract's tensors, [n, ...] each, to [n, DIMENSION]."""
-        return self._encode(inputs, last_only=True, training=training)[:, 0]
-
-    def every_position(self, inputs: dict[str, Tensor], training: bool = False) -> Tensor:
-        """The contract's tensors, histories of k positions, to [n, k, DIMENSION].
-
-        The request of a position is the moment of the next one, and that of the last is
-        where all ages count from.
-        """
-        return self._encode(inputs, last_only=False, training=training)
-
-    def _encode(self, inputs: dict[str, Tensor], last_only: bool, training: bool) -> Tensor:
-        kinds, ages_s = inputs["history_kinds"], inputs["history_ages_s"]
-        # How long before the window's end each position's own request was.
-        requests_s = ops.concatenate([ages_s[:, 1:], ops.zeros_like(ages_s[:, :1])], axis=1)
-        x = self._tokens(inputs["history_vectors"], kinds, ages_s - requests_s, training)
-        hidden = MASKED * ops.cast(kinds == 0, "float32")
-        pair_ages = None
-        for block in self._blocks:
-            last = last_only and block is self._blocks[-1]
-            if last:
-                requests_s = requests_s[:, -1:]
-            # Of a block that answers for the newest position alone, one row: the rest would cost the most.
-            if self._age_bias and (last or pair_ages is None):
-                pair_ages = self._ages(ops.expand_dims(ages_s, 1) - ops.expand_dims(requests_s, 2))
-            x = block(x, pair_ages, hidden, last_only=last, training=training)
-        user = ops.expand_dims(self.ids(inputs["user"], training=training), 1)
-        return self._out(self._norm_out(x) + user)
-
-    def _tokens(self, vectors: Tensor, kinds: Tensor, gaps_s: Tensor, training: bool) -> Tensor:
-        """One token an interaction: the video as its kind scales it, the kind, the time until the next."""
-        x = self._vectors(self._norm(vectors)) * self._kind_scales(kinds)
-        x = x + self._kinds(kinds) + self._gaps(self._ages(gaps_s))
-        return self._dropout(x, training=training)
+    return RidgeTower(config, seed) if config.encoder == "ridge" else AttentionTower(config, seed)
