@@ -40,7 +40,7 @@ _CONFIG = {
 def losses(weights: Path, devices: int, precision: str) -> list[float]:
     """Of each step; the last one shows that the steps before it changed the weights alike."""
     dataset = synthesise(parse_config("users=60,videos=121,interactions=2400,seed=3,end=2026-01-01"))
-    config = TrainConfig.of(_CONFIG | {"devices": devices, "precision": precision})
+    config = TrainConfig.of(_CONFIG | {"devices": devices, "attention_precision": precision})
     trained = train(dataset, config)  # that everything that training does works on this backend
     towers = (trained.model.user_tower, trained.model.video_tower)
     if not weights.exists():

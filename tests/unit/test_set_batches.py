@@ -81,22 +81,6 @@ def test_a_horizon_asks_for_the_next_targets_alone(sequences: Sequences) -> None
         np.testing.assert_array_equal(read, expected)
 
 
-def test_with_a_delay_what_came_just_before_the_request_is_not_read(sequences: Sequences) -> None:
-    delay_s = 86400.0
-    options = SetTargets(most=500), SetTargets(most=500, longest_delay_s=delay_s)
-    whole, late = (dict(_requests(sequences, _batches(sequences, own))) for own in options)
-    fewer = 0
-    for user, request in late.items():
-        everything, read = (own["videos"][own["kinds"] > 0].tolist() for own in (whole[user], request))
-        ages_s = whole[user]["ages_s"][whole[user]["kinds"] > 0]
-        # All that is older than the longest delay can be is read, and more.
-        assert len(read) >= min(_LENGTH, (ages_s >= delay_s).sum())
-        if len(everything) < _LENGTH:
-            assert read == everything[: len(read)]
-        fewer += len(read) < len(everything)
-    assert fewer
-
-
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_what_is_hidden_is_asked_of_the_rest(sequences: Sequences, shuffled: bool) -> None:
     options = SetTargets(asked="hidden", most=500, hidden_share=(0.3, 0.6), shuffled=shuffled)

@@ -73,7 +73,7 @@ def test_all_that_makes_a_pass_fast_trains_together_and_a_user_is_what_the_user_
             "padded_lengths": 2,
             "overlap": 0.25,
             "cooldown": 0.5,
-            "half_precision": True,
+            "softmax_precision": "bfloat16",
             "validation_users": 20,
         }
     )

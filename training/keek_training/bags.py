@@ -109,9 +109,6 @@ class SetBatches:
         cuts = np.minimum.reduceat(np.where(asked, rows, len(sequences)), sequences.offsets[:-1])
         now_us = sequences.times_us[np.minimum(cuts, len(sequences) - 1)]
         read = self._open & (rows < cuts[self._users])
-        if self._options.longest_delay_s > 0:
-            delays_us = self._options.longest_delay_s * _US_PER_S * self._rng.random(len(now_us))
-            read &= sequences.times_us <= (now_us - delays_us)[self._users]
         return _Drawn(read, asked, now_us)
 
     def _hidden(self) -> _Drawn:

@@ -91,9 +91,6 @@ class SetTargets(_Config):
     """Targets of a request, drawn where there are more. A user who has more asks more often."""
     horizon: Count | None = None
     """Of `later`: no more than so many of the next targets."""
-    longest_delay_s: Annotated[float, Field(ge=0)] = 0.0
-    """Of `later`: for so long before the request nothing is read, at the most; drawn for each. For users
-    who are asked for long after all that is known of them."""
     spare_read: bool = False
     """Whether what a request reads is no candidate: what was met is never recommended again, and need not be
     pushed away from what is like it."""
@@ -176,13 +173,13 @@ class TrainConfig(_Config):
     base: str | None = None
     """The run whose weights training starts from; its `towers` hold then."""
     fine_tuning: FineTuning = FineTuning()
-    half_precision: bool = False
-    """Compute the full softmax in bfloat16, from logits to gradients, sums in float32: three times as
-    fast on CPUs with AMX, and slower on those without."""
+    softmax_precision: Literal["float32", "bfloat16"] = "float32"
+    """What the full softmax over next videos is computed in, from logits to gradients; its sums stay
+    float32. bfloat16 is three times as fast on CPUs with AMX, and slower on those without."""
     jit: bool = False
     """Compile the training step with XLA: pays on an accelerator; on CPUs it costs half a minute
     and gains nothing. On the JAX backend it is compiled in any case."""
-    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    attention_precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Keras' policy of what the attention blocks compute in; weights, losses and what is exported stay
     float32. Pays on an accelerator."""
     devices: Count = 1

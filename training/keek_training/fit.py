@@ -85,7 +85,9 @@ def compile_model(model: TwoTowers, config: TrainConfig, steps: int) -> None:
     )
     optimizer.exclude_from_weight_decay(var_names=list(_NO_DECAY))
     model.compile(
-        optimizer=scaled(optimizer, config.precision), loss=None, jit_compile=step_is_compiled(config.jit)
+        optimizer=scaled(optimizer, config.attention_precision),
+        loss=None,
+        jit_compile=step_is_compiled(config.jit),
     )
 
 

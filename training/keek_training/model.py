@@ -39,11 +39,11 @@ class TwoTowers(keras.Model):
         config: TowerConfig,
         features: Tensors,
         seed: int,
-        half_precision: bool = False,
+        softmax_precision: str = "float32",
         spare_read: bool = False,
     ) -> None:
         super().__init__(name="two_towers")
-        self._half_precision, self._spare_read = half_precision, spare_read
+        self._softmax_precision, self._spare_read = softmax_precision, spare_read
         self.video_tower = VideoTower(config, seed)
         self.user_tower = user_tower_of(config, seed + 100)
         # Without any clip vector the tower is spared reading 512 zeros a video.
@@ -79,7 +79,7 @@ class TwoTowers(keras.Model):
         users = ops.take(users, batch["positions"], axis=0)
         if "negatives" in batch:
             return _sampled_softmax(users, vectors, batch)
-        if self._half_precision:
+        if self._softmax_precision == "bfloat16":
             own = ops.sum(users * ops.take(vectors, batch["targets"], axis=0), axis=-1)
             return log_partition(users, vectors) - own
         return _full_softmax(users, vectors, batch["targets"])

@@ -78,8 +78,8 @@ def train(
     batches = _batches(config, sequences, parts, counts, rng)
     with spread_over(config.devices):
         spare_read = config.set_targets is not None and config.set_targets.spare_read
-        model = TwoTowers(towers, catalogue.features, config.seed, config.half_precision, spare_read)
-        set_precision(model.user_tower.blocks, config.precision)
+        model = TwoTowers(towers, catalogue.features, config.seed, config.softmax_precision, spare_read)
+        set_precision(model.user_tower.blocks, config.attention_precision)
         model(next(iter(batches)))  # makes the weights
     trained = Trained(config, model, catalogue, sequences, parts, rng, measure)
     if base is None:
