@@ -15,7 +15,7 @@ from keek_training.batches import Batches
 from keek_training.config import TrainConfig
 from keek_training.datasets.synth import parse_config, synthesise
 from keek_training.devices import padded, spread_over
-from keek_training.fit import compile_model
+from keek_training.optimiser import compile_model
 from keek_training.train import train
 from keek_training.weights import load_weights, save_weights
 

@@ -22,12 +22,13 @@ from keek_training.export import export
 from keek_training.factors import factorised, main_directions, spread
 from keek_training.features import IS_NEW
 from keek_training.fine_tuning import fine_tuning_config
-from keek_training.fit import Trained, video_vectors
+from keek_training.fit import video_vectors
 from keek_training.ridge import LOG_SKIP
 from keek_training.runs import Run
 from keek_training.towers import VideoTower
 from keek_training.train import train
 from keek_training.train_run import train_run
+from keek_training.trained import Trained
 from keek_training.validation import serving_inputs
 
 # TensorFlow and Keras warn about themselves while they are imported.

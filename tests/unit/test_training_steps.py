@@ -140,8 +140,8 @@ def test_windows_overlap_as_told(sequences: Sequences, overlap: float) -> None:
 
 
 def test_the_moving_average_is_what_is_measured_and_kept() -> None:
-    from keek_training.fit import Trained
     from keek_training.train import train
+    from keek_training.trained import Trained
 
     dataset = synthesise(SynthConfig(users=40, videos=100, interactions=1000, end_us=1_750_000_000_000_000))
     towers = {"history_length": 8, "blocks": 1, "feed_forward": 16, "content_width": 16, "user_dropout": 1.0}
@@ -169,7 +169,7 @@ def test_the_moving_average_is_what_is_measured_and_kept() -> None:
 
 
 def test_the_rate_rises_stays_and_falls_to_nothing_in_the_last_share_of_the_steps() -> None:
-    from keek_training.fit import Trapezium
+    from keek_training.optimiser import Trapezium
 
     rate = Trapezium(0.1, warm_up=10, steps=100, cooldown=0.4)
     steps = [0, 4, 9, 40, 60, 80, 100]

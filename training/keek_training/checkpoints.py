@@ -18,7 +18,7 @@ from keek_server.errors import SetupError
 from keek_training.runs import Run
 
 if TYPE_CHECKING:
-    from keek_training.fit import Trained
+    from keek_training.trained import Trained
 
 _META: Final = "meta"
 _FORMAT: Final = 1
@@ -81,7 +81,7 @@ class Checkpoints:
         """
         if not self.resume:
             return None
-        from keek_training.fit import Epoch
+        from keek_training.trained import Epoch
 
         meta = read_meta(self.run)
         if meta["config"] != trained.config.model_dump(mode="json"):

@@ -3,120 +3,27 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from tqdm import tqdm
 
-from keek_training.backend import Tensor, keras, ops
+from keek_training.backend import keras
 from keek_training.bags import SetBatches
 from keek_training.batches import Mixed
 from keek_training.checkpoints import Checkpoints
-from keek_training.config import TrainConfig
-from keek_training.devices import padded, scaled, spread_over, step_is_compiled
-from keek_training.features import Catalogue, Float32Array, Sequences
+from keek_training.devices import padded, spread_over
+from keek_training.features import Float32Array
 from keek_training.model import TwoTowers
+from keek_training.trained import Epoch, Trained
 from keek_training.validation import Quality, quality, serving_inputs
-from keek_training.windows import Split, Windows
+from keek_training.windows import Windows
 
 log = logging.getLogger(__name__)
 
 _VIDEO_BATCH: Final = 4096
-_WARM_UP_SHARE: Final = 0.1
-_LAST_RATE_SHARE: Final = 0.05
-_GRADIENT_NORM: Final = 1.0
-# Weight decay pulls towards zero what only some steps touch, and scales: not these.
-_NO_DECAY: Final = ("table", "unknown", "bias", "gamma", "beta", "embeddings")
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """One entry of history.json."""
-
-    epoch: int
-    """Counted from 1; 0 is before any pass."""
-    loss: float
-    """Mean over the steps, dropout and hidden ids included."""
-    train_s: float
-    validation: dict[str, float]
-    """Empty when nothing is held out."""
-
-
-Measure = Callable[["Trained"], dict[str, float]]
-
-
-@dataclass(slots=True)
-class Trained:
-    """A model in training, with all that it is trained and measured on."""
-
-    config: TrainConfig
-    model: TwoTowers
-    catalogue: Catalogue
-    sequences: Sequences
-    parts: Split
-    random: np.random.Generator
-    """Draws the order of windows, and negatives."""
-    measure: Measure | None = None
-    """Tells how good the model is, `ndcg@10` at least, in the place of what is held out."""
-    steps: int = 0
-    """An epoch's."""
-    history: list[Epoch] = field(default_factory=list)
-    best: Epoch | None = None
-    """The epoch whose weights the model has in the end; the last when nothing is held out."""
-    metrics: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether an epoch can be better than another."""
-        return self.measure is not None or len(self.parts.validation) > 0
-
-
-def compile_model(model: TwoTowers, config: TrainConfig, steps: int) -> None:
-    """Gives the model its optimiser: AdamW, warmed up over a part of the first epoch's steps."""
-    optimizer = keras.optimizers.AdamW(
-        _rate(config, steps),
-        weight_decay=config.weight_decay,
-        global_clipnorm=_GRADIENT_NORM,
-        use_ema=config.average > 0,
-        ema_momentum=config.average,
-    )
-    optimizer.exclude_from_weight_decay(var_names=list(_NO_DECAY))
-    model.compile(
-        optimizer=scaled(optimizer, config.attention_precision),
-        loss=None,
-        jit_compile=step_is_compiled(config.jit),
-    )
-
-
-def _rate(config: TrainConfig, steps: int) -> Any:
-    warm_up, total = max(1, int(_WARM_UP_SHARE * steps)), steps * config.epochs
-    if config.cooldown is not None:
-        return Trapezium(config.learning_rate, warm_up, total, config.cooldown)
-    return keras.optimizers.schedules.CosineDecay(
-        0.0,
-        decay_steps=max(1, total - warm_up),
-        alpha=_LAST_RATE_SHARE,
-        warmup_target=config.learning_rate,
-        warmup_steps=warm_up,
-    )
-
-
-class Trapezium(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
-    """A straight line up, the peak, and a straight line down to 0 over the last share of the steps."""
-
-    def __init__(self, peak: float, warm_up: int, steps: int, cooldown: float) -> None:
-        super().__init__()
-        self._peak, self._warm_up, self._steps, self._cooldown = peak, warm_up, steps, cooldown
-
-    def __call__(self, step: Tensor) -> Tensor:
-        """The rate of a step, counted from 0."""
-        step = ops.cast(step, "float32")
-        rising = (step + 1.0) / self._warm_up
-        falling = (self._steps - step) / max(1.0, self._cooldown * self._steps)
-        return self._peak * ops.clip(ops.minimum(rising, falling), 0.0, 1.0)
 
 
 def fit(trained: Trained, batches: Mixed | SetBatches, checkpoints: Checkpoints | None = None) -> None:

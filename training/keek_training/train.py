@@ -25,9 +25,11 @@ from keek_training.features import (
     sequences_of,
 )
 from keek_training.fine_tuning import learn_ids, load_towers, telling_owners, with_replay
-from keek_training.fit import Measure, Trained, compile_model, fit, validate
+from keek_training.fit import fit, validate
 from keek_training.model import TwoTowers
+from keek_training.optimiser import compile_model
 from keek_training.runs import Run
+from keek_training.trained import Measure, Trained
 from keek_training.validation import popular, quality, target_counts
 from keek_training.windows import Split, Windows, split
 

@@ -25,8 +25,8 @@ from keek_training.evaluation.metrics import per_user
 from keek_training.evaluation.ranking import rank_by_vectors
 from keek_training.evaluation.served import Tower, corpus_of, user_vectors
 from keek_training.evaluation.splits import Split
-from keek_training.fit import Trained
 from keek_training.train import train
+from keek_training.trained import Trained
 from keek_training.tune.space import Space, with_values
 
 log = logging.getLogger(__name__)
