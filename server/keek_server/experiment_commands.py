@@ -113,14 +113,14 @@ def _new_weights(experiment: Experiment, logged: Logged, question: Question) -> 
     )
     (measure,) = (each for each in MEASURES if each.name == adaptation.metric)
     weights = np.array([arm.weight for arm in experiment.definition.arms])
-    found = allocate_means(
+    new = allocate_means(
         measured(totals, per_slot(measure), len(weights)),
         (weights / weights.sum()).tolist(),
         Limits(floor=adaptation.floor),
         # Each look draws anew, and another server would draw the same.
         seed=experiment.review_time_us,
     )
-    return dict(zip([arm.name for arm in experiment.definition.arms], found.weights, strict=True))
+    return dict(zip([arm.name for arm in experiment.definition.arms], new, strict=True))
 
 
 EXPERIMENTS: Final = Command("what the logs say of experiments", run, add_arguments)

@@ -9,7 +9,6 @@ Traffic that follows what was seen biases means that are taken over all of the t
 2018): read the end of an adaptive experiment as a choice that was made, not as an effect that was measured.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -33,91 +32,38 @@ class Limits:
     """The most that one arm's share changes at a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Posterior:
-    """What is believed of an arm's value."""
-
-    mean: float
-    deviation: float
-    family: str
-    """As `Beta(12, 90)`; for people."""
-
-
-@dataclass(frozen=True, slots=True)
-class Allocation:
-    """New weights, and why."""
-
-    weights: tuple[float, ...]
-    """Of each arm; they sum to 1."""
-    best_probabilities: tuple[float, ...]
-    """That the arm is the best one."""
-    posteriors: tuple[Posterior, ...]
-
-
-def allocate_rates(
-    successes: Sequence[int],
-    trials: Sequence[int],
-    weights: Sequence[float],
-    limits: Limits | None = None,
-    seed: int = 0,
-) -> Allocation:
-    """New weights from independent trials, as users who did something at all. Prior: Beta(1, 1).
-
-    Args:
-        successes: Of each arm.
-        trials: Of each arm.
-        weights: At present; they sum to 1.
-        limits: The defaults without.
-        seed: The same one gives the same weights.
-
-    Raises:
-        InvalidArgumentError: When what is given does not fit together.
-    """
-    if not len(successes) == len(trials) == len(weights):
-        raise InvalidArgumentError.of("weights", "must be as many as arms")
-    if any(not 0 <= won <= tried for won, tried in zip(successes, trials, strict=True)):
-        raise InvalidArgumentError.of("successes", "must lie between 0 and the trials")
-    alphas = np.asarray(successes, np.float64) + 1.0
-    betas = np.asarray(trials, np.float64) - np.asarray(successes, np.float64) + 1.0
-    draws = np.random.default_rng(seed).beta(alphas, betas, (_DRAWS, len(alphas)))
-    sums = alphas + betas
-    deviations = np.sqrt(alphas * betas / (sums**2 * (sums + 1.0)))
-    posteriors = [
-        Posterior(float(a / (a + b)), float(deviation), f"Beta({a:g}, {b:g})")
-        for a, b, deviation in zip(alphas, betas, deviations, strict=True)
-    ]
-    return _allocation(draws, posteriors, weights, limits or Limits())
-
-
 def allocate_means(
     arms: Sequence[Estimate], weights: Sequence[float], limits: Limits | None = None, seed: int = 0
-) -> Allocation:
+) -> tuple[float, ...]:
     """New weights from means by user: normal posteriors under a flat prior, N(value, variance).
 
     Of an arm without a variance nothing is known, as while nobody did anything: then the weights stay as they
     are.
 
+    Args:
+        arms: What was measured of each.
+        weights: At present; they sum to 1.
+        limits: The defaults without.
+        seed: The same one gives the same weights.
+
+    Returns:
+        A weight for each arm; they sum to 1.
+
     Raises:
-        InvalidArgumentError: As `allocate_rates`.
+        InvalidArgumentError: When what is given does not fit together.
     """
     if len(arms) != len(weights):
         raise InvalidArgumentError.of("weights", "must be as many as arms")
     values, variances = (np.array([getattr(own, name) for own in arms]) for name in ("value", "variance"))
-    posteriors = [
-        Posterior(float(value), float(np.sqrt(variance)), f"N({value:.6g}, {np.sqrt(variance):.3g}^2)")
-        for value, variance in zip(values, variances, strict=True)
-    ]
     if not (np.isfinite(variances) & (variances > 0.0)).all():
-        return Allocation(tuple(weights), (math.nan,) * len(arms), tuple(posteriors))
+        return tuple(weights)
     draws = np.random.default_rng(seed).normal(values, np.sqrt(variances), (_DRAWS, len(arms)))
-    return _allocation(draws, posteriors, weights, limits or Limits())
+    best = np.bincount(draws.argmax(axis=1), minlength=len(arms)) / _DRAWS
+    return _moved(np.asarray(weights, np.float64), best, limits or Limits())
 
 
-def _allocation(
-    draws: FloatArray, posteriors: list[Posterior], weights: Sequence[float], limits: Limits
-) -> Allocation:
-    best = np.bincount(draws.argmax(axis=1), minlength=draws.shape[1]) / len(draws)
-    now = np.asarray(weights, np.float64)
+def _moved(now: FloatArray, best: FloatArray, limits: Limits) -> tuple[float, ...]:
+    """The weights on their way to `best`, how probable it is of each arm that it is the best one."""
     if not ((now >= 0.0).all() and abs(now.sum() - 1.0) < 1e-6):
         raise InvalidArgumentError.of("weights", "must not be negative and sum to 1")
     if not (0.0 <= limits.floor * len(now) <= 1.0 and 0.0 < limits.max_step <= 1.0):
@@ -126,5 +72,4 @@ def _allocation(
     # All arms go the same part of their way: the weights still sum to 1, and none falls below its floor.
     furthest = float(np.abs(target - now).max())
     part = min(1.0, limits.max_step / furthest) if furthest > 0.0 else 1.0
-    new = now + part * (target - now)
-    return Allocation(tuple(new.tolist()), tuple(best.tolist()), tuple(posteriors))
+    return tuple((now + part * (target - now)).tolist())
