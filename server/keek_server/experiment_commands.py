@@ -11,9 +11,9 @@ import numpy as np
 from keek_server.clock import now_us
 from keek_server.command import Command
 from keek_server.errors import FailedPreconditionError, NotFoundError
+from keek_server.experiments.attribution import WINDOW_HOURS
 from keek_server.experiments.bandit import Limits, allocate_means
 from keek_server.experiments.guardrails import Bounds
-from keek_server.experiments.keeper import WINDOW_HOURS
 from keek_server.experiments.measures import MEASURES, measured, per_slot
 from keek_server.experiments.reading import Logged, read_experiment
 from keek_server.experiments.registry import Experiment, ExperimentRegistry
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="H",
         type=float,
         default=WINDOW_HOURS,
-        help="how long after a feed an interaction may come that it caused (default: 24)",
+        help="how long after a feed an interaction may come that it caused (default: %(default)g)",
     )
     report.add_argument("--json", action="store_true", help="print all figures as one JSON object")
     report.add_argument("--html", metavar="FILE", type=Path, help="write a page that needs nothing else")

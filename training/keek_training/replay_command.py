@@ -12,7 +12,7 @@ import numpy as np
 from keek_server.clock import now_us
 from keek_server.commands import parse_since
 from keek_server.errors import FailedPreconditionError, SetupError
-from keek_server.experiments.keeper import WINDOW_HOURS
+from keek_server.experiments.attribution import WINDOW_HOURS
 from keek_server.experiments.reading import Logged, read_feeds
 from keek_server.experiments.registry import ExperimentRegistry
 from keek_server.experiments.release_replay import Choices, replay_release
@@ -75,7 +75,7 @@ def add_replay_arguments(subparsers: Subparsers) -> None:
         metavar="H",
         type=float,
         default=WINDOW_HOURS,
-        help="how long after a feed an interaction may come that it caused (default: 24)",
+        help="how long after a feed an interaction may come that it caused (default: %(default)g)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -1,11 +1,15 @@
 """Which feed caused an interaction: the last one before it that showed the user this video."""
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from keek_server.errors import InvalidArgumentError
 from keek_server.experiments.logs import BoolArray, Exposures, Int64Array, Interactions
+
+WINDOW_HOURS: Final = 24.0
+"""How long after a feed an interaction may come that belongs to it, where nobody says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,12 @@ import logging
 
 from keek_server.clock import now_us
 from keek_server.errors import KeekError
+from keek_server.experiments.attribution import WINDOW_HOURS
 from keek_server.experiments.definitions import CONTROL
 from keek_server.experiments.registry import Experiment, ExperimentRegistry
 from keek_server.experiments.reports import ExperimentReports, Report
 
 logger = logging.getLogger(__name__)
-
-WINDOW_HOURS = 24.0
-"""How long after a feed an interaction may come that belongs to it."""
 
 
 class ExperimentKeeper:

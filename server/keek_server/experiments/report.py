@@ -9,6 +9,7 @@ import numpy as np
 
 from keek_server.clock import us_iso
 from keek_server.errors import InvalidArgumentError
+from keek_server.experiments.attribution import WINDOW_HOURS
 from keek_server.experiments.guardrails import Bounds, FeedHealth, judge
 from keek_server.experiments.inference import (
     Difference,
@@ -55,7 +56,7 @@ class Question:
     """Until when there are feeds: now, or when it was stopped."""
     since_us: int | None = None
     """When weights changed last; see `user_totals`."""
-    window_us: int = 24 * 3600 * 1_000_000
+    window_us: int = int(WINDOW_HOURS * 3.6e9)
     """How long after a feed it may have caused an interaction."""
     weights: Mapping[InteractionKind, float] = field(default_factory=lambda: DEFAULT_WEIGHTS)
     """Of kinds in the north star."""

@@ -9,6 +9,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from keek.v1 import experiment_service_pb2 as pb
 from keek.v1 import experiment_service_pb2_grpc
 from keek_server.errors import InvalidArgumentError
+from keek_server.experiments.attribution import WINDOW_HOURS
 from keek_server.experiments.definitions import ExperimentDefinition
 from keek_server.experiments.registry import Experiment, ExperimentRegistry
 from keek_server.experiments.reports import ExperimentReports
@@ -16,7 +17,6 @@ from keek_server.rpc.guard import Context
 from keek_server.rpc.tokens import decode_position, encode_position
 
 _DEFAULT_PAGE_SIZE = 20
-_DEFAULT_WINDOW_HOURS = 24.0
 
 
 class ExperimentServicer(experiment_service_pb2_grpc.ExperimentServiceServicer):
@@ -97,7 +97,7 @@ class ExperimentServicer(experiment_service_pb2_grpc.ExperimentServiceServicer):
         """All figures at present."""
         report = await self._reports.make(
             request.experiment_id,
-            window_hours=request.window_hours or _DEFAULT_WINDOW_HOURS,
+            window_hours=request.window_hours or WINDOW_HOURS,
             deadline_s=context.time_remaining(),
         )
         return pb.GetExperimentReportResponse(
