@@ -1,8 +1,9 @@
 """Replays of splits and releases, against what they would really have earned."""
 
 import sys
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -19,70 +20,86 @@ _LOGGED: Final = Split(0.30, exploration=0.10)
 _TARGET: Final = Split(0.40)
 _VIDEO_EXPLORATION: Final = 0.10
 _ESTIMATORS: Final = ("ips", "snips", "dr")
+# What an error's name ends in; IPS is what counts.
+_SUFFIXES: Final = {
+    "ips": "",
+    "snips": "_snips",
+    "dr": "_dr",
+    "ips_without_depth": "_without_depth",
+    "log_as_it_is": "_of_the_log_as_it_is",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One replay of one log."""
+
+    replay: Replay
+    truth: float
+    """What the target would really have earned."""
+    others: Mapping[str, float] = field(default_factory=dict)
+    """What is said in other ways, by name."""
+    facts: Mapping[str, float] = field(default_factory=dict)
+    """Of which the mean over the runs is told."""
 
 
 def replays(rng: np.random.Generator, runs: int, count: int) -> dict[str, Any]:
     """How far the replay of a split is off, over some logs of so many users each."""
-    names = (*_ESTIMATORS, "ips_without_depth", "log_as_it_is")
-    errors: dict[str, list[float]] = {name: [] for name in names}
-    covered, shares, slot_count = Counter[str](), [], 0
-    for _ in progress(runs, "replay"):
+
+    def run() -> _Run:
         viewers = Viewers.draw(rng, count)
         truth = viewers.earned(_TARGET)
         exposures, rewards = viewers.log(rng, _LOGGED)
         own = replay_split(exposures, rewards, _TARGET, slots_of)
         flat = replay_split(exposures, rewards, _TARGET, slots_of, by_depth=False)
-        _judge(own, truth, errors, covered)
-        errors["ips_without_depth"].append(flat.ips.estimate.value / truth - 1)
-        errors["log_as_it_is"].append(own.logged.value / truth - 1)
-        shares.append(own.effective_slot_count / own.slot_count)
-        slot_count = own.slot_count
-    mean = {name: round(float(np.abs(own).mean()), 4) for name, own in errors.items()}
-    return {
-        "ope_relative_error": mean["ips"],
-        "ope_relative_error_snips": mean["snips"],
-        "ope_relative_error_dr": mean["dr"],
-        "ope_relative_error_worst": _worst(errors),
-        "ope_bias": {name: round(float(np.mean(own)), 4) for name, own in errors.items()},
-        "ope_relative_error_without_depth": mean["ips_without_depth"],
-        "ope_relative_error_of_the_log_as_it_is": mean["log_as_it_is"],
-        "ope_interval_coverage": {name: covered[name] / runs for name in _ESTIMATORS},
-        "ope_effective_share": round(float(np.mean(shares)), 4),
-        "ope_slots": slot_count,
-        "ope_exploration": _LOGGED.exploration,
-        "ope_runs": runs,
-    }
+        return _Run(own, truth, others={"ips_without_depth": flat.ips.estimate.value})
+
+    return _replayed("ope", runs, "replay", run) | {"ope_exploration": _LOGGED.exploration}
 
 
 def release_replays(rng: np.random.Generator, runs: int, count: int) -> dict[str, Any]:
     """The same of another release."""
-    errors: dict[str, list[float]] = {name: [] for name in (*_ESTIMATORS, "log_as_it_is")}
-    covered, found = Counter[str](), []
-    for _ in progress(runs, "replay of a release"):
+
+    def run() -> _Run:
         near = Near.draw(rng, count)
         truth = near.earned()
         own = replay_release(*near.log(rng, _VIDEO_EXPLORATION))
-        _judge(own.replay, truth, errors, covered)
-        errors["log_as_it_is"].append(own.replay.logged.value / truth - 1)
-        share = own.replay.effective_slot_count / own.replay.slot_count
-        found.append((own.support, own.differing_share, share, own.replay.max_weight))
-    mean = {name: round(float(np.abs(own).mean()), 4) for name, own in errors.items()}
-    support, differing, share, weight = np.mean(found, axis=0).round(4).tolist()
+        facts = {
+            "support": own.support,
+            "differing_share": own.differing_share,
+            "max_weight": own.replay.max_weight,
+        }
+        return _Run(own.replay, truth, facts=facts)
+
+    found = _replayed("ope_release", runs, "replay of a release", run)
+    return found | {"ope_release_video_exploration": _VIDEO_EXPLORATION}
+
+
+def _replayed(prefix: str, runs: int, what: str, run: Callable[[], _Run]) -> dict[str, Any]:
+    """How far each estimator, and what is said in other ways, is off over the runs."""
+    errors: dict[str, list[float]] = defaultdict(list)
+    facts: dict[str, list[float]] = defaultdict(list)
+    covered = Counter[str]()
+    for _ in progress(runs, what):
+        one = run()
+        own = one.replay
+        _judge(own, one.truth, errors, covered)
+        for name, value in {**one.others, "log_as_it_is": own.logged.value}.items():
+            errors[name].append(value / one.truth - 1)
+        for name, value in one.facts.items():
+            facts[name].append(value)
+        facts["effective_share"].append(own.effective_slot_count / own.slot_count)
     return {
-        "ope_release_relative_error": mean["ips"],
-        "ope_release_relative_error_snips": mean["snips"],
-        "ope_release_relative_error_dr": mean["dr"],
-        "ope_release_relative_error_worst": _worst(errors),
-        "ope_release_bias": {name: round(float(np.mean(own)), 4) for name, own in errors.items()},
-        "ope_release_relative_error_of_the_log_as_it_is": mean["log_as_it_is"],
-        "ope_release_interval_coverage": {name: covered[name] / runs for name in _ESTIMATORS},
-        "ope_release_support": support,
-        "ope_release_differing_share": differing,
-        "ope_release_effective_share": share,
-        "ope_release_max_weight": weight,
-        "ope_release_slots": own.replay.slot_count,
-        "ope_release_video_exploration": _VIDEO_EXPLORATION,
-        "ope_release_runs": runs,
+        **{
+            f"{prefix}_relative_error{_SUFFIXES[name]}": round(float(np.abs(each).mean()), 4)
+            for name, each in errors.items()
+        },
+        f"{prefix}_relative_error_worst": _worst(errors),
+        f"{prefix}_bias": {name: round(float(np.mean(each)), 4) for name, each in errors.items()},
+        f"{prefix}_interval_coverage": {name: covered[name] / runs for name in _ESTIMATORS},
+        **{f"{prefix}_{name}": round(float(np.mean(each)), 4) for name, each in facts.items()},
+        f"{prefix}_slots": own.slot_count,
+        f"{prefix}_runs": runs,
     }
 
 
