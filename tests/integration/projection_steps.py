@@ -1,0 +1,80 @@
+"""What the tests of the projection do with it, beside what `projecting` has."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from benchmarks.reference import Contents, contents_of
+from projecting import LIKE, SKIP, VIEW, Parts, event
+
+from keek_server.embedded.stack import EmbeddedStack
+from keek_server.interactions.append import Interaction
+from keek_server.interactions.kinds import TrendingScope
+from keek_server.interactions.projector import Projector
+from keek_server.settings import Settings
+
+LEASE_S = 0.6
+
+
+def small_settings(stack: EmbeddedStack, tmp_path: Path) -> Settings:
+    """Settings whose limits are soon reached, in the stack's Redis and a database of their own."""
+    return Settings(
+        data_dir=tmp_path,
+        redis_url=stack.settings.redis_url,
+        history_limit=5,
+        seen_limit=8,
+        redis_deadline_s=2.0,
+        projection_lease_s=LEASE_S,
+        trending_scopes=frozenset(TrendingScope),
+    )
+
+
+@asynccontextmanager
+async def running(*projectors: Projector) -> AsyncIterator[None]:
+    """A scope in which they run."""
+    tasks = [asyncio.create_task(projector.run()) for projector in projectors]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def project(parts: Parts) -> None:
+    """Brings the projection up to date with the log."""
+    projector = parts.projector()
+    async with running(projector):
+        assert await projector.wait_for((await parts.log.extent()).last_seq, 10)
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: float = 5.0) -> None:
+    """Asks until it is so; a TimeoutError when it does not come."""
+    async with asyncio.timeout(within_s):
+        while not await condition():
+            await asyncio.sleep(0.02)
+
+
+async def contents(parts: Parts) -> Contents:
+    """All that the current generation holds."""
+    current = await parts.writer().current()
+    assert current is not None
+    return await contents_of(parts.redis, parts.keys.generation(current.number))
+
+
+def many_events(count: int, seed: int = 3) -> list[Interaction]:
+    """Interactions of some users over twenty days, the same but for their ids and times."""
+    rng = random.Random(seed)
+    return [
+        event(
+            f"u{rng.randrange(40)}",
+            f"v{rng.randrange(30)}",
+            rng.choice([LIKE, LIKE, VIEW, SKIP]),
+            age_s=rng.uniform(0, 20 * 24 * 3600),
+            region=rng.choice(["", "de", "fr"]),
+            tags=tuple(rng.sample(["cats", "wood", "sea"], rng.randrange(3))),
+        )
+        for _ in range(count)
+    ]
