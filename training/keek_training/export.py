@@ -1,7 +1,6 @@
 """From a trained run to two ONNX files that keep the contract and answer as Keras does."""
 
 import hashlib
-import logging
 import statistics
 import time
 from pathlib import Path
@@ -23,8 +22,6 @@ from keek_training.runs import Run
 from keek_training.sessions import open_session
 from keek_training.towers import VideoTower, user_tower_of
 from keek_training.weights import load_weights
-
-logger = logging.getLogger(__name__)
 
 PARITY_BOUND: Final = 1e-4
 """Largest difference between Keras and ONNX, in any element of any golden vector."""

@@ -56,11 +56,6 @@ class ClipExport:
             )
         return ClipRecord.load(self.folder)
 
-    def read_report(self) -> dict[str, Any]:
-        """What the export measured."""
-        report: dict[str, Any] = json.loads((self.folder / _REPORT).read_text("utf-8"))
-        return report
-
     def write_report(self, report: dict[str, Any]) -> None:
         """Writes what the export measured."""
         (self.folder / _REPORT).write_text(json.dumps(report, indent=2) + "\n", "utf-8")

@@ -23,8 +23,6 @@ CHUNK: Final = 1000
 WATCH_S: Final = 1e9
 """Deadline of a watch that is not given one: it goes on until Ctrl-C."""
 
-FeedPage = ListFeedResponse | StreamFeedResponse
-
 
 def feed(client: Client, arguments: argparse.Namespace) -> int:
     """A user's feed, up to `--count` items."""
