@@ -3,11 +3,9 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-
-import grpc
 
 from keek_server.breaker import Breaker
 from keek_server.errors import UnavailableError
@@ -36,6 +34,7 @@ from keek_server.interactions.recorder import Recorder
 from keek_server.interactions.trending import Trending
 from keek_server.interactions.users import LoggedUsers
 from keek_server.interactions.writer import ProjectionWriter
+from keek_server.jobs import running
 from keek_server.metrics_endpoint import metrics_endpoint
 from keek_server.port import reserved_port
 from keek_server.releases.alias import keep_alias
@@ -62,7 +61,7 @@ from keek_server.rpc.feed import FeedServicer
 from keek_server.rpc.interactions import InteractionServicer
 from keek_server.rpc.releases import ReleaseServicer
 from keek_server.rpc.search import SearchServicer
-from keek_server.rpc.server import FEED, SERVICES, Health, bind, build_server
+from keek_server.rpc.server import FEED, SERVICES, Health, bind, build_server, stop_server
 from keek_server.rpc.trending import TrendingServicer
 from keek_server.rpc.videos import VideoServicer
 from keek_server.search.audience import AudienceFollower
@@ -85,10 +84,6 @@ from keek_server.videos.uploads import Uploads
 from keek_server.videos.watch import VideoWatch
 
 logger = logging.getLogger(__name__)
-
-_RESTART_S = 1.0
-_ENDING_S = 1.0
-"""For the last statuses to get out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,9 +264,7 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
         if settings.interaction_csv is not None:
             tail = CsvTail(log, settings.interaction_csv, poll_s=settings.projection_poll_s)
             jobs["interaction csv"] = tail.run
-        stack.push_async_callback(
-            _cancel, [asyncio.create_task(_keep_running(name, job), name=name) for name, job in jobs.items()]
-        )
+        await stack.enter_async_context(running(jobs))
         if settings.metrics_listen:
             stack.enter_context(metrics_endpoint(settings.metrics_listen))
 
@@ -279,7 +272,7 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
         # Not before: the kernel gives a listening worker its share of the connections.
         bind(server, f"{host}:{port}")
         await server.start()
-        stack.push_async_callback(_drain, server, health, drain, settings)
+        stack.push_async_callback(stop_server, server, health, drain, settings)
         yield App(port, settled, live, projector, figures)
 
 
@@ -318,33 +311,3 @@ async def _announce(live: LiveRelease, health: Health) -> None:
     """NOT_SERVING until model and index are ready."""
     await live.wait()
     await health.set(("", FEED), serving=True)
-
-
-async def _drain(server: grpc.aio.Server, health: Health, drain: Drain, settings: Settings) -> None:
-    """Lets running calls end, and makes the rest end in a way that clients repeat."""
-    await health.stop()
-    await asyncio.sleep(settings.drain_delay_s)
-    drain.end_watches()
-    await drain.refuse()
-    late = asyncio.get_running_loop().call_later(settings.drain_s, drain.end_all)
-    await server.stop(settings.drain_s + _ENDING_S)
-    late.cancel()
-
-
-async def _keep_running(name: str, job: Callable[[], Awaitable[None]]) -> None:
-    """Runs a background job to its end; a fault in it is logged, and it starts again."""
-    while True:
-        try:
-            return await job()
-        except Exception:
-            logger.exception("%s failed, and starts again", name)
-            await asyncio.sleep(_RESTART_S)
-
-
-async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
-    """Asks again where it takes long: in Python 3.11, asyncio.wait_for may lose a cancellation."""
-    pending = set(tasks)
-    while pending:
-        for task in pending:
-            task.cancel()
-        _, pending = await asyncio.wait(pending, timeout=1.0)

@@ -17,11 +17,10 @@ from keek.v1 import interaction_service_pb2 as interaction_pb
 from keek.v1 import interaction_service_pb2_grpc as interaction_rpc
 from keek.v1 import trending_service_pb2 as trending_pb
 from keek.v1 import trending_service_pb2_grpc as trending_rpc
-from keek_server.app import _drain
 from keek_server.rpc.drain import Drain
 from keek_server.rpc.guard import GuardInterceptor
 from keek_server.rpc.rules import RuleChecker
-from keek_server.rpc.server import Health
+from keek_server.rpc.server import Health, stop_server
 from keek_server.settings import Settings
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -101,7 +100,7 @@ async def stoppable(**settings: float) -> AsyncIterator[Stopping]:
     tasks: list[asyncio.Task[None]] = []
 
     def stop() -> asyncio.Task[None]:
-        tasks.append(asyncio.create_task(_drain(server, health, drain, Settings(**settings))))
+        tasks.append(asyncio.create_task(stop_server(server, health, drain, Settings(**settings))))
         return tasks[-1]
 
     options = [("grpc.enable_retries", 0)]

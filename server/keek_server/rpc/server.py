@@ -1,5 +1,6 @@
 """The gRPC server: services, guard, health, reflection."""
 
+import asyncio
 from collections.abc import Iterable
 
 import grpc
@@ -35,6 +36,7 @@ from keek_server.rpc.rules import RuleChecker
 from keek_server.rpc.search import SearchServicer
 from keek_server.rpc.trending import TrendingServicer
 from keek_server.rpc.videos import VideoServicer
+from keek_server.settings import Settings
 
 FEED = feed_service_pb2.DESCRIPTOR.services_by_name["FeedService"].full_name
 INTERACTION = interaction_service_pb2.DESCRIPTOR.services_by_name["InteractionService"].full_name
@@ -46,6 +48,8 @@ EXPERIMENT = experiment_service_pb2.DESCRIPTOR.services_by_name["ExperimentServi
 SERVICES = (FEED, INTERACTION, VIDEO, TRENDING, SEARCH, RELEASE, EXPERIMENT)
 
 _MAX_MESSAGE_BYTES = 16 * 2**20
+_ENDING_S = 1.0
+"""For the last statuses to get out."""
 _OPTIONS = (
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
@@ -137,3 +141,14 @@ def bind(server: grpc.aio.Server, address: str) -> None:
         server.add_insecure_port(address)
     except RuntimeError as error:
         raise SetupError(f"cannot listen on {address}: {error} (KEEK_LISTEN)") from error
+
+
+async def stop_server(server: grpc.aio.Server, health_: Health, drain: Drain, settings: Settings) -> None:
+    """Lets running calls end, and makes the rest end in a way that clients repeat."""
+    await health_.stop()
+    await asyncio.sleep(settings.drain_delay_s)
+    drain.end_watches()
+    await drain.refuse()
+    late = asyncio.get_running_loop().call_later(settings.drain_s, drain.end_all)
+    await server.stop(settings.drain_s + _ENDING_S)
+    late.cancel()
