@@ -72,7 +72,8 @@ def test_no_position_sees_a_later_one(user_tower: Any) -> None:
 
 
 def test_attention_weighs_a_key_by_how_far_back_it_is() -> None:
-    from keek_training.attention import MASKED, CausalAttention
+    from keek_training.attention import CausalAttention
+    from keek_training.layers import MASKED
 
     attention = CausalAttention(2, 3, age_bias=False, name="attention")
     keys = np.random.default_rng(1).normal(size=(1, 5, 64)).astype(np.float32)

@@ -7,17 +7,12 @@ As the other layers, it must convert to ONNX.
 # mypy: disable-error-code="misc"
 
 import math
-from typing import Final
 
 from keek_server.towers.contract import DIMENSION
 from keek_training.backend import Tensor, keras, ops
 from keek_training.config import TowerConfig
-from keek_training.layers import KIND_COUNT
+from keek_training.layers import KIND_COUNT, MASKED
 from keek_training.user_tower import UserTower
-
-# Not beyond float16, where it would be infinite.
-MASKED: Final = -3e4
-"""Added to the scores of what is not seen: the softmax makes it 0."""
 
 
 class CausalAttention(keras.layers.Layer):

@@ -24,6 +24,9 @@ _KNOTS_S: Final = (0.0, 10.0, 60.0, 600.0, 3600.0, 6 * 3600.0, 86400.0, 7 * 8640
 _KNOTS: Final = [math.log(1 + knot) for knot in _KNOTS_S]
 # Brings the features to about the size of one: log(1 + a month) is 15.
 _AGE_SCALE: Final = 0.1
+# Not beyond float16, where it would be infinite.
+MASKED: Final = -3e4
+"""Added to the scores of what is not seen: the softmax makes it 0."""
 _FILTER_ROWS_PER_BUCKET: Final = 8
 _FIRST_SPREAD: Final = 0.02
 _LEAST_SPREAD: Final = 1e-6
