@@ -28,6 +28,11 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="only what was recorded then or later; ISO 8601, in UTC where it names no zone",
     )
+    parser.add_argument(
+        "--watched",
+        action="store_true",
+        help="a CSV also says how long videos were watched, in a column of its own, watched_s",
+    )
     parser.add_argument("--out", metavar="FILE", required=True, help="or - for csv to standard output")
 
 
@@ -52,7 +57,7 @@ async def run_export(arguments: argparse.Namespace, settings: Settings) -> None:
     async with open_database(settings) as database:
         with (
             Progress("rows", shown=sys.stderr.isatty()) as progress,
-            open_export(arguments.format, arguments.out) as write,
+            open_export(arguments.format, arguments.out, watched=arguments.watched) as write,
         ):
             async for page in read_pages(database, since_us=arguments.since):
                 write(page.rows)

@@ -68,8 +68,8 @@ def event(
     event_id: str | None = None,
     region: str = "",
     tags: tuple[str, ...] = (),
+    watched_ms: int | None = None,
 ) -> Interaction:
     """An interaction that happened `age_s` ago."""
-    return Interaction(
-        event_id or uuid.uuid4().hex, user, video, kind, now_us() - int(age_s * 1e6), region, tags
-    )
+    event_id = event_id or uuid.uuid4().hex
+    return Interaction(event_id, user, video, kind, now_us() - int(age_s * 1e6), region, tags, watched_ms)

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
+from schema_steps import to_step
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from keek_server.errors import AlreadyExistsError, InvalidArgumentError, NotFoundError
@@ -18,7 +17,6 @@ from keek_server.settings import Settings
 from keek_server.storage import tables
 from keek_server.storage.database import Database, open_database
 from keek_server.storage.hurried import Parameters
-from keek_server.storage.migrate import MIGRATIONS
 from keek_server.videos.catalogue import Catalogue
 from keek_server.videos.changes import ChangeFeed
 from keek_server.videos.video import ClipVector, Video, VideoState
@@ -33,14 +31,6 @@ def video(video_id: str, **changes: object) -> Video:
 def clip(seed: int) -> ClipVector:
     vector = np.random.default_rng(seed).normal(size=512)
     return ClipVector("small@1", (vector / np.linalg.norm(vector)).astype("<f2").tobytes())
-
-
-def to_step(connection: sa.Connection, revision: str) -> None:
-    """Brings an empty database to an earlier step of its schema."""
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    config.attributes["connection"] = connection
-    command.upgrade(config, revision)
 
 
 @pytest.fixture

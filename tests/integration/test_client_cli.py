@@ -186,6 +186,16 @@ async def test_each_interaction_is_recorded(server: Server, kind: str) -> None:
     assert done.out == f"{kind} of v3 recorded ({stored.event_id})\n"
 
 
+@pytest.mark.parametrize("kind", ["view", "skip"])
+async def test_how_long_a_video_was_watched_is_said_of_views_and_skips(server: Server, kind: str) -> None:
+    done = await run_keek(server.target, kind, "u1", "v3", "--watched-s", "12.5")
+    [stored] = server.interactions.stored.values()
+    assert (done.code, stored.watched.ToJsonString()) == (0, "12.500s")
+    refused = await run_keek(server.target, "like", "u1", "v3", "--watched-s", "12.5")
+    assert refused.code == 2
+    assert "--watched-s" in refused.err
+
+
 async def test_an_interaction_repeated_with_its_event_id_is_recorded_once(server: Server) -> None:
     event_id = str(uuid.uuid4())
     arguments = ["like", "u1", "v3", "--event-id", event_id, "--wait-for-feed", "--json"]

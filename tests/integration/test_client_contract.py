@@ -102,6 +102,16 @@ async def test_a_shortcut_takes_the_region_as_well(client: Driver, server: Serve
     assert server.interactions.stored[done.event_id].region == "KZ"
 
 
+async def test_a_view_and_a_skip_say_how_long_was_watched(client: Driver, server: Server) -> None:
+    for name, watched_s in (("view", 12.5), ("skip", 0.0), ("skip", None)):
+        done = await client.call(name, "u1", "v3", watched_s=watched_s)
+        stored = server.interactions.stored[done.event_id]
+        assert stored.HasField("watched") is (watched_s is not None)
+        assert stored.watched.ToTimedelta().total_seconds() == (watched_s or 0.0)
+    with pytest.raises(ValueError, match="no number of seconds"):
+        await client.call("view", "u1", "v3", watched_s=float("nan"))
+
+
 async def test_interactions_made_beforehand_keep_their_region(client: Driver, server: Server) -> None:
     made = keek.interaction("u1", "v3", LIKE, region="KZ")
     await client.call("record_interactions", [made])

@@ -44,7 +44,15 @@ async def events(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[In
     """What is in the log; it is read in several pages, of which the last is not full."""
     monkeypatch.setattr(export, "_SEQS_A_PAGE", 70)
     made = [
-        event(USERS[i % 4], f"v{i % 7}", KINDS[i % 4], age_s=200.0 - i, region="de", tags=(f"t{i % 7}",))
+        event(
+            USERS[i % 4],
+            f"v{i % 7}",
+            KINDS[i % 4],
+            age_s=200.0 - i,
+            region="de",
+            tags=(f"t{i % 7}",),
+            watched_ms=100 * i + 1 if KINDS[i % 4] in (VIEW, SKIP) and i % 3 else None,
+        )
         for i in range(200)
     ]
     await InteractionLog(database).append(made)
@@ -95,7 +103,17 @@ async def test_a_csv_imported_elsewhere_is_exported_the_same(
     assert [row.tags for row in await _rows(other)] == [list(e.tags) for e in events]
 
 
-async def test_parquet_imported_elsewhere_keeps_ids_and_regions(
+async def test_a_csv_that_says_how_long_was_watched_says_it_elsewhere(
+    settings: Settings, events: list[Interaction], other: Database, tmp_path: Path
+) -> None:
+    out = tmp_path / "log.csv"
+    await _export(settings, "--watched", "--out", str(out))
+    await _put_videos(other)
+    assert await _import(other, "--interactions", str(out)) == 0
+    assert [row.watched_ms for row in await _rows(other)] == [e.watched_ms for e in events]
+
+
+async def test_parquet_imported_elsewhere_keeps_ids_regions_and_watched_times(
     settings: Settings, events: list[Interaction], database: Database, other: Database, tmp_path: Path
 ) -> None:
     await _export(settings, "--format", "parquet", "--out", str(tmp_path / "interactions.parquet"))
@@ -104,6 +122,7 @@ async def test_parquet_imported_elsewhere_keeps_ids_and_regions(
     copied = [row._replace(record_time_us=0) for row in await _rows(other)]
     assert copied == [row._replace(record_time_us=0) for row in await _rows(database)]
     assert [row.event_id.hex for row in copied] == [e.event_id for e in events]
+    assert [row.watched_ms for row in copied] == [e.watched_ms for e in events]
 
 
 async def test_parquet_imported_where_it_came_from_adds_nothing(

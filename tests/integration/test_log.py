@@ -3,12 +3,14 @@
 import asyncio
 import datetime as dt
 import uuid
+from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from projecting import LIKE, VIEW, event
+from projecting import LIKE, SKIP, VIEW, event
+from schema_steps import to_step
 
 from keek_server.clock import now_us
 from keek_server.errors import SetupError, UnavailableError
@@ -63,6 +65,47 @@ async def test_everything_about_an_event_comes_back_from_memory_and_from_the_dis
     assert (row.region, row.tags) == ("de", ('a"b', "ü,c"))
     assert (plain.region, plain.tags) == ("", ())
     assert await InteractionLog(database).read(0, 10) == [row, plain]
+
+
+async def test_how_long_videos_were_watched_is_kept_and_a_copy_changes_nothing(
+    database: Database, log: InteractionLog
+) -> None:
+    sent = [
+        event("u1", "v1", VIEW, watched_ms=12_500),
+        event("u1", "v2", LIKE),
+        event("u1", "v3", SKIP, watched_ms=0),
+        event("u1", "v4", VIEW, watched_ms=86_400_000),
+    ]
+    assert (await log.append(sent)).created == (True,) * 4
+    changed = [replace(sent[0], watched_ms=1), replace(sent[1]), event("u1", "v5", SKIP, watched_ms=7)]
+    assert (await log.append(changed)).created == (False, False, True)
+    column = sa.select(tables.interactions.c.watched_ms).order_by(tables.interactions.c.seq)
+    rows = await database.rows(column)
+    assert [row.watched_ms for row in rows] == [12_500, None, 0, 86_400_000, 7]
+
+
+async def test_interactions_from_before_there_were_watched_times_have_none(settings: Settings) -> None:
+    engine = sa.ext.asyncio.create_async_engine(settings.database_url)
+    async with engine.begin() as connection:
+        await connection.run_sync(to_step, "0005")
+        if connection.dialect.name == "postgresql":
+            bounds = "FOR VALUES FROM (0) TO (10)"
+            await connection.execute(
+                sa.text(f"CREATE TABLE interactions_1970_01 PARTITION OF interactions {bounds}")
+            )
+        await connection.execute(
+            sa.text(
+                "INSERT INTO interactions (event_id, user_id, video_id, kind, event_time_us, record_time_us,"
+                " region, tags) VALUES ('018900000000700080000000000000ab', 'u1', 'v1', 1, 5, 5, '', '[]')"
+            )
+        )
+    await engine.dispose()
+    async with open_database(settings) as database:
+        old = event("u1", "v1", VIEW, event_id="018900000000700080000000000000ab", watched_ms=9)
+        new = event("u1", "v2", VIEW, watched_ms=7)
+        assert (await InteractionLog(database).append([old, new])).created == (False, True)
+        rows = await database.rows(sa.select(tables.interactions).order_by(tables.interactions.c.seq))
+        assert [(row.video_id, row.watched_ms) for row in rows] == [("v1", None), ("v2", 7)]
 
 
 async def test_one_that_writes_and_reads_skips_nothing_that_others_wrote(

@@ -32,8 +32,9 @@ DAY_US = 86_400_000_000
 
 
 def _impression(user: int, video: int, time_ms: int, *, like: int = 0, forward: int = 0, hate: int = 0,
-                long: int = 0) -> str:  # fmt: skip
-    return f"{user},{video},20220411,1900,{time_ms},1,{like},0,0,{forward},{hate},{long},9,9,0,0,0,0,1\n"
+                long: int = 0, play_ms: int = 9) -> str:  # fmt: skip
+    buttons = f"{like},0,0,{forward},{hate},{long}"
+    return f"{user},{video},20220411,1900,{time_ms},1,{buttons},{play_ms},9,0,0,0,0,1\n"
 
 
 def _write_csvs(folder: Path, log: str, videos: str = "") -> Path:
@@ -43,7 +44,8 @@ def _write_csvs(folder: Path, log: str, videos: str = "") -> Path:
 
 
 def _events(dataset: Dataset) -> list[tuple[str, str, int, int]]:
-    return [tuple(row.values()) for row in dataset.interactions.to_pylist()]
+    names = ["user_id", "video_id", "kind", "event_time_us"]
+    return [tuple(row.values()) for row in dataset.interactions.select(names).to_pylist()]
 
 
 def _write_sequences(folder: Path, **columns: Any) -> Path:
@@ -76,6 +78,23 @@ def test_an_impression_becomes_a_view_or_a_skip_and_its_buttons_events_of_their_
         ("3", "13", VIEW, 1_649_408_079_000_000),
         ("3", "13", SHARE, 1_649_408_079_000_000),
         ("3", "14", SKIP, 1_649_408_080_000_000),
+    ]
+
+
+def test_views_and_skips_say_how_long_was_watched(tmp_path: Path) -> None:
+    log = (
+        _impression(3, 10, 1649408076000, like=1, long=1, play_ms=7_300)
+        + _impression(3, 11, 1649408077000, play_ms=0)
+        + _impression(3, 12, 1649408078000, play_ms=86_400_001)
+    )
+    dataset = kuairand.read(_write_csvs(tmp_path, log))
+    assert dataset.problems == []
+    rows = dataset.interactions.select(["video_id", "kind", "watched_ms"]).to_pylist()
+    assert [tuple(row.values()) for row in rows] == [
+        ("10", VIEW, 7_300),
+        ("10", LIKE, None),
+        ("11", SKIP, 0),
+        ("12", SKIP, None),
     ]
 
 

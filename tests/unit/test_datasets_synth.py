@@ -12,7 +12,7 @@ from keek_server.clock import now_us
 from keek_server.errors import SetupError
 from keek_server.interactions.kinds import InteractionKind
 from keek_training.datasets import prototype, table
-from keek_training.datasets.dataset import INTERACTION_SCHEMA, VIDEO_SCHEMA, Dataset
+from keek_training.datasets.dataset import INTERACTION_EXTRAS, INTERACTION_SCHEMA, VIDEO_SCHEMA, Dataset
 from keek_training.datasets.synth import SynthConfig, parse_config, synthesise
 from keek_training.datasets.write import write_csv, write_parquet, write_prototype
 
@@ -28,7 +28,9 @@ def small() -> Dataset:
 
 def test_it_has_the_size_that_was_asked_for(small: Dataset) -> None:
     assert small.videos.schema == VIDEO_SCHEMA
-    assert small.interactions.schema == INTERACTION_SCHEMA
+    assert small.interactions.schema == pa.schema(
+        [*INTERACTION_SCHEMA, INTERACTION_EXTRAS.field("watched_ms")]
+    )
     assert sorted(small.videos["video_id"].to_pylist()) == sorted(f"v{n}" for n in range(1, 801))
     assert small.interactions.num_rows == 12_000
     assert set(small.interactions["user_id"].to_pylist()) <= {f"u{n}" for n in range(1, 301)}
@@ -73,6 +75,18 @@ def test_no_user_is_shown_a_video_twice(small: Dataset) -> None:
     # A few at the very start may have lost the view that a like belongs to, never have two.
     pairs = Counter(zip(shown["user_id"].to_pylist(), shown["video_id"].to_pylist(), strict=True))
     assert max(pairs.values()) == 1
+
+
+def test_views_and_skips_say_how_long_the_video_was_watched(small: Dataset) -> None:
+    joined = small.interactions.join(small.videos.select(["video_id", "duration_s"]), "video_id")
+    kinds = joined["kind"].to_numpy()
+    watched_s = joined["watched_ms"].to_numpy(zero_copy_only=False) / 1000
+    seen = np.isin(kinds, [InteractionKind.VIEW, InteractionKind.SKIP])
+    assert np.array_equal(~np.isnan(watched_s), seen)
+    shares = watched_s / joined["duration_s"].to_numpy()
+    assert np.all(shares[seen] <= 1.001)
+    assert 0.6 < shares[kinds == InteractionKind.VIEW].mean() < 0.8
+    assert shares[kinds == InteractionKind.SKIP].mean() < 0.2
 
 
 def test_popularity_is_skewed(small: Dataset) -> None:

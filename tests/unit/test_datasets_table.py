@@ -164,6 +164,24 @@ def test_bad_rows_are_reported_by_their_number(tmp_path: Path) -> None:
     assert dataset.interactions.num_rows == 1
 
 
+def test_how_long_videos_were_watched_is_kept_of_views_and_skips(tmp_path: Path) -> None:
+    interactions = {
+        "user_id": [f"u{i}" for i in range(7)],
+        "video_id": ["v1"] * 7,
+        "kind": ["view", "skip", "like", "view", "like", "view", "view"],
+        "event_time": [MOMENT] * 7,
+        "watched_s": ["12.5", "0", "", "-1", "3", "86400.5", "long"],
+    }
+    dataset = table.read(_write(tmp_path, {"video_id": ["v1"]}, interactions))
+    assert _reasons(dataset) == [
+        ("interactions.parquet", 4, "watched_s '-1' is not 0 to a day"),
+        ("interactions.parquet", 5, "watched_s '3' goes with a view or a skip alone"),
+        ("interactions.parquet", 6, "watched_s '86400.5' is not 0 to a day"),
+        ("interactions.parquet", 7, "watched_s 'long' is not a number"),
+    ]
+    assert dataset.interactions["watched_ms"].to_pylist() == [12_500, 0, None]
+
+
 def test_event_ids_and_regions_are_kept_where_there_are_any(tmp_path: Path) -> None:
     interactions = {
         "user_id": ["u1", "u2", "u3"],
@@ -175,7 +193,9 @@ def test_event_ids_and_regions_are_kept_where_there_are_any(tmp_path: Path) -> N
     }
     dataset = table.read(_write(tmp_path, {"video_id": ["v1"]}, interactions))
     assert _reasons(dataset) == [("interactions.parquet", 3, "event_id '1' is not a UUID")]
-    assert dataset.interactions.schema == pa.schema([*INTERACTION_SCHEMA, *INTERACTION_EXTRAS])
+    assert dataset.interactions.schema == pa.schema(
+        [*INTERACTION_SCHEMA, *(INTERACTION_EXTRAS.field(name) for name in ("event_id", "region"))]
+    )
     assert dataset.interactions["event_id"].to_pylist() == ["01890000-0000-7000-8000-0000000000ab", None]
     assert dataset.interactions["region"].to_pylist() == ["de", ""]
 

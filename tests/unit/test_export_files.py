@@ -13,7 +13,7 @@ import pytest
 from keek_server.clock import us_iso
 from keek_server.commands import add_export_arguments
 from keek_server.errors import SetupError
-from keek_server.interactions.csv_lines import CSV_HEADER, csv_line
+from keek_server.interactions.csv_lines import CSV_HEADER, CSV_HEADER_WATCHED, csv_line, csv_line_watched
 from keek_server.interactions.export import ExportedInteraction
 from keek_server.interactions.export_files import PARQUET_SCHEMA, open_export
 from keek_server.interactions.kinds import InteractionKind
@@ -23,9 +23,11 @@ MOMENT_US = 1_700_000_000_000_001
 AWKWARD = ["a,b", 'say "hi"', "two\nlines", "one\rtwo", "ü 🎬", "a\u2028b", "'", "=1+1", "a\tb"]
 
 
-def _row(user_id: str = "u1") -> ExportedInteraction:
+def _row(user_id: str = "u1", kind: int = 2, watched_ms: int | None = None) -> ExportedInteraction:
     event_id = UUID("01890000-0000-7000-8000-0000000000ab")
-    return ExportedInteraction(7, event_id, user_id, "v1", 2, MOMENT_US, MOMENT_US + 5, "de", ["a", "b,c"])
+    return ExportedInteraction(
+        *(7, event_id, user_id, "v1", kind, MOMENT_US, MOMENT_US + 5, "de", ["a", "b,c"], watched_ms)
+    )
 
 
 def test_a_line_is_spelled_as_the_prototype_did() -> None:
@@ -67,12 +69,32 @@ def test_ids_of_every_kind_are_read_back_by_csv_readers_and_by_our_own(text: str
     ]
 
 
+def test_a_csv_may_say_how_long_videos_were_watched(tmp_path: Path) -> None:
+    out = tmp_path / "interaction_log.csv"
+    with open_export("csv", str(out), watched=True) as write:
+        write([_row(), _row("u,2", 1, 12_500), _row("u3", 5, 0)])
+    lines = [
+        csv_line_watched("u1", "v1", 2, MOMENT_US, None),
+        csv_line_watched("u,2", "v1", 1, MOMENT_US, 12_500),
+        csv_line_watched("u3", "v1", 5, MOMENT_US, 0),
+    ]
+    assert out.read_text() == CSV_HEADER_WATCHED + "".join(lines)
+    read = list(csv.DictReader(io.StringIO(out.read_text(), newline="")))
+    assert [(row["user_id"], row["watched_s"]) for row in read] == [
+        ("u1", ""),
+        ("u,2", "12.5"),
+        ("u3", "0.0"),
+    ]
+    (tmp_path / "videos.csv").write_text("video_id,tags,duration,owner\nv1,,,\n")
+    assert prototype.read(tmp_path).interactions["watched_ms"].to_pylist() == [None, 12_500, 0]
+
+
 def test_parquet_has_every_column(tmp_path: Path) -> None:
     out = tmp_path / "log.parquet"
     with open_export("parquet", str(out)) as write:
         write([_row()])
         write([])
-        write([_row("u2")])
+        write([_row("u2", 1, 12_500)])
     table = pq.read_table(out)
     assert table.schema == PARQUET_SCHEMA
     assert table.slice(0, 1).to_pylist() == [
@@ -86,9 +108,11 @@ def test_parquet_has_every_column(tmp_path: Path) -> None:
             "record_time": datetime(2023, 11, 14, 22, 13, 20, 6, UTC),
             "region": "de",
             "tags": ["a", "b,c"],
+            "watched_s": None,
         }
     ]
     assert table["user_id"].to_pylist() == ["u1", "u2"]
+    assert table["watched_s"].to_pylist() == [None, 12.5]
 
 
 @pytest.mark.parametrize("format_", ["csv", "parquet"])

@@ -5,6 +5,7 @@ import uuid
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from keek.v1 import feed_service_pb2 as feed
@@ -139,6 +140,34 @@ def test_times_in_the_far_future_are_refused(ahead_s: float, refused: bool) -> N
     message = interaction.RecordInteractionRequest(interaction=an_interaction())
     message.interaction.event_time.seconds = int(time.time() + ahead_s)
     assert ("interaction.event_time" in violations(message)) is refused
+
+
+@pytest.mark.parametrize("kind", ["VIEW", "SKIP"])
+@pytest.mark.parametrize("watched", [Duration(), Duration(seconds=12, nanos=5), Duration(seconds=86_400)])
+def test_a_view_and_a_skip_may_say_how_long_the_video_was_watched(kind: str, watched: Duration) -> None:
+    one = an_interaction(kind=f"INTERACTION_KIND_{kind}", watched=watched)
+    assert violations(interaction.RecordInteractionRequest(interaction=one)) == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"watched": Duration(seconds=-1)}, "is -1, must be between 0 and 86400"),
+        ({"watched": Duration(nanos=-1)}, "must be between 0 and 86400"),
+        ({"watched": Duration(seconds=86_400, nanos=1)}, "must be between 0 and 86400"),
+        ({"watched": Duration(seconds=1, nanos=-1)}, "is not a duration"),
+        ({"watched": Duration(nanos=1_000_000_000)}, "is not a duration"),
+        (
+            {"watched": Duration(seconds=1), "kind": "INTERACTION_KIND_LIKE"},
+            "goes with INTERACTION_KIND_VIEW and INTERACTION_KIND_SKIP alone",
+        ),
+        ({"watched": Duration(), "kind": 99}, "goes with"),
+    ],
+)
+def test_other_watched_times_are_refused_with_their_place(changes: dict[str, Any], words: str) -> None:
+    bad = an_interaction(**{"kind": "INTERACTION_KIND_VIEW"} | changes)
+    message = interaction.RecordInteractionsRequest(interactions=[an_interaction(), bad])
+    assert words in violations(message)["interactions[1].watched"]
 
 
 def test_times_that_are_no_times_are_refused() -> None:

@@ -30,7 +30,7 @@ from keek.errors import (
     UnavailableError,
     UnimplementedError,
 )
-from keek.messages import Recorded, RecordOptions, interaction
+from keek.messages import Recorded, RecordOptions, WatchOptions, interaction
 from keek.queries import SearchOptions
 from keek.v1.experiment_service_pb2 import (
     Adaptation,
@@ -103,6 +103,7 @@ __all__ = [
     "Video",
     "VideoFilter",
     "VideoState",
+    "WatchOptions",
     "__version__",
     "aio",
     "interaction",

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Generic, TypedDict, TypeVar
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from keek.v1.interaction_service_pb2 import (
@@ -53,6 +54,13 @@ class RecordOptions(TypedDict, total=False):
     timeout_s: float | None
 
 
+class WatchOptions(RecordOptions, total=False):
+    """The same about a view or a skip."""
+
+    watched_s: float | None
+    """How long the video was watched, in seconds, with what was watched again; None means not known."""
+
+
 def timestamp(time: dt.datetime) -> Timestamp:
     """A protobuf timestamp.
 
@@ -66,6 +74,20 @@ def timestamp(time: dt.datetime) -> Timestamp:
     return message
 
 
+def duration(seconds: float) -> Duration:
+    """A protobuf duration, to the microsecond.
+
+    Raises:
+        ValueError: `seconds` is not a number, or too long to be one.
+    """
+    message = Duration()
+    try:
+        message.FromTimedelta(dt.timedelta(seconds=seconds))
+    except (OverflowError, ValueError):
+        raise ValueError(f"{seconds} is no number of seconds that a duration can have") from None
+    return message
+
+
 def interaction(
     user_id: str,
     video_id: str,
@@ -74,8 +96,9 @@ def interaction(
     event_id: str | None = None,
     event_time: dt.datetime | None = None,
     region: str = "",
+    watched_s: float | None = None,
 ) -> Interaction:
-    """One interaction, with a new `event_id` unless one is given."""
+    """One interaction, with a new `event_id` unless one is given; `watched_s` is for views and skips."""
     return Interaction(
         event_id=event_id or str(uuid.uuid4()),
         user_id=user_id,
@@ -83,6 +106,7 @@ def interaction(
         kind=kind,
         event_time=None if event_time is None else timestamp(event_time),
         region=region,
+        watched=None if watched_s is None else duration(watched_s),
     )
 
 

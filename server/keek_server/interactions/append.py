@@ -29,6 +29,8 @@ class Interaction:
     """Where it happened; empty when unknown."""
     tags: tuple[str, ...] = ()
     """The video's tags when it happened."""
+    watched_ms: int | None = None
+    """How long the video was watched, of a view or a skip; None when unknown."""
 
 
 def append(
@@ -80,7 +82,7 @@ def _numbered(events: Sequence[Interaction], last: int) -> dict[str, int]:
     return {event.event_id: seq for seq, event in enumerate(events, last - len(events) + 1)}
 
 
-def _values(event: Interaction) -> tuple[str, str, int, int, str, str]:
+def _values(event: Interaction) -> tuple[str, str, int, int, str, str, int | None]:
     return (
         event.user_id,
         event.video_id,
@@ -88,6 +90,7 @@ def _values(event: Interaction) -> tuple[str, str, int, int, str, str]:
         event.event_time_us,
         event.region,
         _json_of(event.tags),
+        event.watched_ms,
     )
 
 
@@ -97,16 +100,16 @@ def _json_of(tags: tuple[str, ...]) -> str:
     return json.dumps(tags)
 
 
-_COLUMNS = ("event_id", "user_id", "video_id", "kind", "event_time_us", "region", "tags")
+_COLUMNS = ("event_id", "user_id", "video_id", "kind", "event_time_us", "region", "tags", "watched_ms")
 _LAST = sa.text("SELECT max(seq) FROM interactions")
 _BEHIND = sa.text("SELECT event_id, seq FROM interactions WHERE seq > :before")
 
 # "WHERE true": without it, SQLite reads ON as part of a join.
 _SQLITE = sa.text(
     "INSERT INTO interactions"
-    " (event_id, user_id, video_id, kind, event_time_us, region, tags, record_time_us)"
+    " (event_id, user_id, video_id, kind, event_time_us, region, tags, watched_ms, record_time_us)"
     " SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6,"
-    " :record_time_us FROM json_each(:rows) WHERE true"
+    " value ->> 7, :record_time_us FROM json_each(:rows) WHERE true"
     " ON CONFLICT DO NOTHING"
 )
 
@@ -116,13 +119,13 @@ _SQLITE = sa.text(
 # asks the indexes.
 _POSTGRESQL = sa.text(
     "WITH new AS (INSERT INTO interactions"
-    " (event_id, user_id, video_id, kind, event_time_us, region, tags, record_time_us)"
-    " SELECT event_id, user_id, video_id, kind, event_time_us, region, CAST(tags AS json),"
+    " (event_id, user_id, video_id, kind, event_time_us, region, tags, watched_ms, record_time_us)"
+    " SELECT event_id, user_id, video_id, kind, event_time_us, region, CAST(tags AS json), watched_ms,"
     " CAST(:record_time_us AS bigint)"
     " FROM unnest(CAST(:event_id AS uuid[]), CAST(:user_id AS text[]), CAST(:video_id AS text[]),"
     " CAST(:kind AS smallint[]), CAST(:event_time_us AS bigint[]), CAST(:region AS text[]),"
-    " CAST(:tags AS text[])) WITH ORDINALITY"
-    " AS sent (event_id, user_id, video_id, kind, event_time_us, region, tags, place)"
+    " CAST(:tags AS text[]), CAST(:watched_ms AS integer[])) WITH ORDINALITY"
+    " AS sent (event_id, user_id, video_id, kind, event_time_us, region, tags, watched_ms, place)"
     " WHERE (SELECT 1 FROM interactions AS old WHERE old.event_id = sent.event_id LIMIT 1) IS NULL"
     " ORDER BY place ON CONFLICT DO NOTHING RETURNING seq)"
     " SELECT count(*), min(seq), max(seq) FROM new"

@@ -27,6 +27,8 @@ class ExportedInteraction(NamedTuple):
     record_time_us: int
     region: str
     tags: list[str]
+    watched_ms: int | None
+    """Of a view or a skip; None when unknown."""
 
 
 @dataclass(frozen=True, slots=True)

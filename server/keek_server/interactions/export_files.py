@@ -12,7 +12,13 @@ import pyarrow.parquet as pq
 
 from keek_server.errors import SetupError
 from keek_server.files import written_aside
-from keek_server.interactions.csv_lines import ACTIONS, CSV_HEADER, csv_line
+from keek_server.interactions.csv_lines import (
+    ACTIONS,
+    CSV_HEADER,
+    CSV_HEADER_WATCHED,
+    csv_line,
+    csv_line_watched,
+)
 from keek_server.interactions.export import ExportedInteraction
 
 Format = Literal["csv", "parquet"]
@@ -33,18 +39,20 @@ PARQUET_SCHEMA = pa.schema(
         pa.field("record_time", _TIME, nullable=False),
         pa.field("region", pa.string(), nullable=False),  # empty when unknown
         pa.field("tags", pa.list_(pa.string()), nullable=False),
+        pa.field("watched_s", pa.float64()),  # null when unknown
     ]
 )
-"""The fields of ExportedInteraction, in their order."""
+"""The fields of ExportedInteraction, in their order; `watched_ms` in seconds."""
 
 
 @contextmanager
-def open_export(format_: Format, out: str) -> Iterator[Write]:
+def open_export(format_: Format, out: str, *, watched: bool = False) -> Iterator[Write]:
     """Opens the file that is exported to; it is there, whole, when the block has ended.
 
     Args:
         format_: `csv` is the prototype's `interaction_log.csv`, `parquet` has every column.
         out: A path, or `-` for standard output, which takes CSV alone.
+        watched: Whether a CSV says how long videos were watched, in a column that the prototype's has not.
 
     Raises:
         SetupError: When it cannot be written, now or later.
@@ -52,7 +60,7 @@ def open_export(format_: Format, out: str) -> Iterator[Write]:
     if out == STANDARD_OUTPUT and format_ == "parquet":
         raise SetupError("Parquet needs a file: standard output takes csv alone")
     try:
-        with _target(out) as file, _WRITERS[format_](file) as write:
+        with _target(out) as file, _WRITERS[format_, watched](file) as write:
             yield write
     except OSError as error:
         raise SetupError(f"cannot write to {out}: {error.strerror or error}") from error
@@ -83,6 +91,19 @@ def _csv(file: BinaryIO) -> Iterator[Write]:
 
 
 @contextmanager
+def _csv_watched(file: BinaryIO) -> Iterator[Write]:
+    def write(rows: Sequence[ExportedInteraction]) -> None:
+        lines = (
+            csv_line_watched(row.user_id, row.video_id, row.kind, row.event_time_us, row.watched_ms)
+            for row in rows
+        )
+        file.write("".join(lines).encode())
+
+    file.write(CSV_HEADER_WATCHED.encode())
+    yield write
+
+
+@contextmanager
 def _parquet(file: BinaryIO) -> Iterator[Write]:
     def write(rows: Sequence[ExportedInteraction]) -> None:
         if rows:
@@ -92,12 +113,21 @@ def _parquet(file: BinaryIO) -> Iterator[Write]:
         yield write
 
 
-_WRITERS = {"csv": _csv, "parquet": _parquet}
+_WRITERS = {
+    ("csv", False): _csv,
+    ("csv", True): _csv_watched,
+    ("parquet", False): _parquet,
+    ("parquet", True): _parquet,
+}
 
 
 def _arrow(rows: Sequence[ExportedInteraction]) -> pa.Table:
-    seqs, event_ids, users, videos, kinds, *others = zip(*rows, strict=True)
-    columns = [seqs, map(str, event_ids), users, videos, (ACTIONS[kind] for kind in kinds), *others]
+    seqs, event_ids, users, videos, kinds, *others, watched = zip(*rows, strict=True)
+    watched_s = (None if own is None else own / 1000 for own in watched)
+    columns = [
+        *(seqs, map(str, event_ids), users, videos, (ACTIONS[kind] for kind in kinds)),
+        *(*others, watched_s),
+    ]
     arrays = [
         pa.array(list(column), field.type) for column, field in zip(columns, PARQUET_SCHEMA, strict=True)
     ]

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -23,6 +24,7 @@ CLOCK_ALLOWANCE_S = 300
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
 _LANGUAGE = re.compile(LANGUAGE_PATTERN)
+_TIMES = {Timestamp.DESCRIPTOR.full_name, Duration.DESCRIPTOR.full_name}
 _LAST_SECOND = 253_402_300_799  # 9999-12-31T23:59:59Z, the last that a Timestamp may hold
 
 Violations = list[FieldViolation]
@@ -61,14 +63,17 @@ class RuleChecker:
 
     def _field(self, field: FieldDescriptor) -> _CheckMessage | None:
         rules = field.GetOptions().Extensions[rules_pb2.rules]
-        if field.message_type and field.message_type.full_name != Timestamp.DESCRIPTOR.full_name:
+        if field.message_type and field.message_type.full_name not in _TIMES:
             checks = [self._nested(field.message_type)]
         else:
             checks = [*_value_checks(field, rules)]
         if field.is_repeated:
             return _repeated(field.name, checks, rules)
         if field.has_presence:
-            return _optional(field.name, checks, required=rules.required)
+            check_present = _singular(field.name, checks)
+            if rules.HasField("only_where"):
+                check_present = _only_where(field, rules.only_where, check_present)
+            return _optional(field.name, check_present, required=rules.required)
         if rules.required:
             checks.insert(0, _required)
         return _singular(field.name, checks) if checks else None
@@ -89,12 +94,12 @@ def _value_checks(field: FieldDescriptor, rules: rules_pb2.FieldRules) -> list[_
     if rules.HasField("min") or rules.HasField("max"):
         low = rules.min if rules.HasField("min") else float("-inf")
         high = rules.max if rules.HasField("max") else float("inf")
-        checks.append(_between(low, high))
+        checks.append((_duration_between if field.message_type else _between)(low, high))
     if rules.uuid:
         checks.append(_uuid)
     if rules.language:
         checks.append(_language)
-    if field.message_type:
+    if field.message_type and field.message_type.full_name == Timestamp.DESCRIPTOR.full_name:
         checks.append(_timestamp(not_future=rules.not_future))
     return checks
 
@@ -108,14 +113,29 @@ def _singular(name: str, checks: list[_CheckValue]) -> _CheckMessage:
     return check
 
 
-def _optional(name: str, checks: list[_CheckValue], *, required: bool) -> _CheckMessage:
-    check_present = _singular(name, checks)
-
+def _optional(name: str, check_present: _CheckMessage, *, required: bool) -> _CheckMessage:
     def check(message: Message, path: str, out: Violations) -> None:
         if message.HasField(name):
             check_present(message, path, out)
         elif required:
             out.append(FieldViolation(path + name, "is required"))
+
+    return check
+
+
+def _only_where(
+    field: FieldDescriptor, condition: rules_pb2.FieldRules.Condition, check_present: _CheckMessage
+) -> _CheckMessage:
+    assert field.containing_type is not None
+    beside, name = field.containing_type.fields_by_name[condition.field].enum_type, field.name
+    assert beside is not None
+    allowed = {beside.values_by_name[value].number for value in condition.values}
+    reason = f"goes with {' and '.join(condition.values)} alone"
+
+    def check(message: Message, path: str, out: Violations) -> None:
+        check_present(message, path, out)
+        if getattr(message, condition.field) not in allowed:
+            out.append(FieldViolation(path + name, reason))
 
     return check
 
@@ -186,6 +206,18 @@ def _between(low: float, high: float) -> _CheckValue:
     def check(value: float, path: str, out: Violations) -> None:
         if not low <= value <= high:  # NaN is between nothing
             out.append(FieldViolation(path, f"is {value:g}, must be between {low:g} and {high:g}"))
+
+    return check
+
+
+def _duration_between(low: float, high: float) -> _CheckValue:
+    check_length = _between(low, high)
+
+    def check(value: Duration, path: str, out: Violations) -> None:
+        if abs(value.nanos) >= 1_000_000_000 or value.seconds * value.nanos < 0:
+            out.append(FieldViolation(path, "is not a duration"))
+        else:
+            check_length(value.seconds + value.nanos / 1e9, path, out)
 
     return check
 

@@ -148,6 +148,8 @@ interactions = Table(
     # that is tagged anew must not change what a replay gives. Empty when unknown.
     Column("region", String(16), nullable=False),
     Column("tags", JSON, nullable=False),
+    # How long the video was watched, of a view or a skip; NULL when unknown.
+    Column("watched_ms", Integer),
     Index("ix_interactions_user_id_seq", "user_id", "seq"),
     sqlite_autoincrement=True,
 )

@@ -35,6 +35,7 @@ INTERACTION_EXTRAS = pa.schema(
     [
         pa.field("event_id", pa.string()),  # a UUID; null where the row has none
         pa.field("region", pa.string(), nullable=False),  # empty when unknown
+        pa.field("watched_ms", pa.int32()),  # of a view or a skip; null when unknown
     ]
 )
 """What interactions may have besides: each column is there, or not, as in the data."""

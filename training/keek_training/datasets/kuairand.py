@@ -26,10 +26,12 @@ from keek_training.datasets.dataset import Dataset, Problem
 from keek_training.datasets.kuairand_sequences import SEQUENCES, read_sequences
 from keek_training.datasets.parquet import read_parquet
 from keek_training.datasets.parse import (
+    MAX_DURATION_S,
     MAX_ID_BYTES,
     parse_durations,
     parse_flags,
     parse_ids,
+    parse_numbers,
     parse_tags,
     parse_text,
     parse_times,
@@ -40,7 +42,9 @@ from keek_training.datasets.text import read_csv
 PARTS = ("train", "all")
 
 _LOG_COLUMNS = ("user_id", "video_id", "time_ms", "is_like", "is_forward", "is_hate", "long_view")
+_WATCHED_COLUMN = "play_time_ms"
 _VIDEO_COLUMNS = ("video_id", "author_id", "upload_dt", "video_duration", "music_id", "tag")
+_SEEN = (InteractionKind.SKIP, InteractionKind.VIEW)
 _BEIJING_AHEAD_US = timedelta(hours=8) // timedelta(microseconds=1)
 
 
@@ -75,10 +79,10 @@ def _read_parquet_layout(folder: Path, part: str) -> tuple[pa.Table, list[Proble
     if part == "all" and not validation:
         raise SetupError(f"{folder} has no val_*.parquet for the part 'all'")
     for file in validation if part == "all" else []:
-        more, faults = _log(Rows(read_parquet(file, _LOG_COLUMNS)))
+        more, faults = _log(Rows(read_parquet(file, _LOG_COLUMNS, (_WATCHED_COLUMN,))))
         tables.append(more)
         problems += faults
-    return pa.concat_tables(tables), problems
+    return pa.concat_tables(tables, promote_options="default"), problems
 
 
 def _read_csv_layout(folder: Path, part: str) -> tuple[pa.Table, list[Problem]]:
@@ -87,8 +91,9 @@ def _read_csv_layout(folder: Path, part: str) -> tuple[pa.Table, list[Problem]]:
         raise SetupError(f"{folder} holds neither log_standard_*.csv nor {SEQUENCES}: no KuaiRand-Pure")
     if part == "all":
         files += sorted(folder.glob("log_random_*.csv"))
-    read = [_log(Rows(read_csv(file, _LOG_COLUMNS))) for file in files]
-    return pa.concat_tables([table for table, _ in read]), [one for _, faults in read for one in faults]
+    read = [_log(Rows(read_csv(file, _LOG_COLUMNS, (_WATCHED_COLUMN,)))) for file in files]
+    tables = pa.concat_tables([table for table, _ in read], promote_options="default")
+    return tables, [one for _, faults in read for one in faults]
 
 
 def _log(rows: Rows) -> tuple[pa.Table, list[Problem]]:
@@ -98,16 +103,30 @@ def _log(rows: Rows) -> tuple[pa.Table, list[Problem]]:
     liked, forwarded = parse_flags(rows, "is_like"), parse_flags(rows, "is_forward")
     hated, watched = parse_flags(rows, "is_hate"), parse_flags(rows, "long_view")
     viewed = (watched | liked | forwarded) & ~hated
+    watched_ms = _watched_ms(rows)
     events = pa.concat_tables(
-        interaction_table(
-            user_ids.filter(pa.array(which)),
-            video_ids.filter(pa.array(which)),
-            np.full(int(which.sum()), int(kind), np.int8),
-            times_us.filter(pa.array(which)),
-        )
-        for kind, which in _kinds(rows.good, viewed, liked, forwarded)
+        [
+            interaction_table(
+                user_ids.filter(pa.array(which)),
+                video_ids.filter(pa.array(which)),
+                np.full(int(which.sum()), int(kind), np.int8),
+                times_us.filter(pa.array(which)),
+                **{name: own.filter(pa.array(which)) for name, own in watched_ms.items() if kind in _SEEN},
+            )
+            for kind, which in _kinds(rows.good, viewed, liked, forwarded)
+        ],
+        promote_options="default",
     )
     return events, rows.problems()
+
+
+def _watched_ms(rows: Rows) -> dict[str, pa.Array]:
+    """How long each impression was watched, where the file says it; a time of more than a day is none."""
+    if _WATCHED_COLUMN not in rows:
+        return {}
+    watched_ms = parse_numbers(rows, _WATCHED_COLUMN)
+    known = (watched_ms >= 0) & (watched_ms <= MAX_DURATION_S * 1000)
+    return {"watched_ms": pa.array(np.where(known, watched_ms, 0).astype(np.int32), mask=~known)}
 
 
 def _kinds(

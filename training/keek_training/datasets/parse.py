@@ -110,6 +110,23 @@ def parse_durations(rows: Rows, name: str, *, unit_s: float = 1.0) -> npt.NDArra
     return np.clip(durations_s, 0, MAX_DURATION_S).astype(np.float32)
 
 
+def parse_watched(rows: Rows, name: str, kinds: npt.NDArray[np.int8]) -> pa.Array:
+    """How long videos were watched, from seconds: int32 [rows], milliseconds, null where the file has none.
+
+    Args:
+        rows: The rows to check.
+        name: The column, which the file has.
+        kinds: int8 [rows]: of views and skips alone there is such a time.
+    """
+    watched_s = parse_numbers(rows, name)
+    known = ~np.isnan(watched_s)
+    rows.reject_values(known & ((watched_s < 0) | (watched_s > MAX_DURATION_S)), name, "is not 0 to a day")
+    of_neither = ~np.isin(kinds, [InteractionKind.VIEW, InteractionKind.SKIP])
+    rows.reject_values(known & of_neither, name, "goes with a view or a skip alone")
+    watched_ms = np.round(np.clip(np.nan_to_num(watched_s), 0, MAX_DURATION_S) * 1000)
+    return pa.array(watched_ms.astype(np.int32), mask=~known)
+
+
 def parse_times(rows: Rows, name: str, *, required: bool = True) -> pa.Array:
     """Times: int64 [rows], microseconds since the epoch, null where the file has none.
 

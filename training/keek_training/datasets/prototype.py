@@ -15,6 +15,7 @@ from keek_training.datasets.parse import (
     parse_tags,
     parse_text,
     parse_times,
+    parse_watched,
 )
 from keek_training.datasets.rows import Rows
 from keek_training.datasets.text import read_csv
@@ -22,6 +23,8 @@ from keek_training.datasets.text import read_csv
 INTERACTIONS_FILE = "interaction_log.csv"
 VIDEOS_FILE = "videos.csv"
 INTERACTION_COLUMNS = ("user_id", "video_id", "action", "timestamp")
+WATCHED_COLUMN = "watched_s"
+"""That the prototype's own files have not."""
 VIDEO_COLUMNS = ("video_id", "tags", "duration", "owner")
 
 
@@ -46,11 +49,12 @@ def read_log(path: Path, videos: pa.Table, problems: Sequence[Problem] = ()) -> 
     Raises:
         SetupError: When the file is missing, or lacks a column.
     """
-    rows = Rows(read_csv(path, INTERACTION_COLUMNS))
+    rows = Rows(read_csv(path, INTERACTION_COLUMNS, (WATCHED_COLUMN,)))
     user_ids, video_ids = parse_ids(rows, "user_id"), parse_ids(rows, "video_id")
-    table = interaction_table(
-        user_ids, video_ids, parse_kinds(rows, "action"), parse_times(rows, "timestamp")
-    )
+    kinds, times_us = parse_kinds(rows, "action"), parse_times(rows, "timestamp")
+    watched = WATCHED_COLUMN in rows
+    extras = {"watched_ms": parse_watched(rows, WATCHED_COLUMN, kinds)} if watched else {}
+    table = interaction_table(user_ids, video_ids, kinds, times_us, **extras)
     reject_unknown(rows, video_ids, videos)
     interactions = table.filter(pa.array(rows.good))
     return assemble("prototype", videos, interactions, [*problems, *rows.problems()])

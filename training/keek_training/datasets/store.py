@@ -23,12 +23,13 @@ from keek_server.towers.features import Float16Array
 from keek_server.videos.catalogue import Catalogue
 from keek_server.videos.video import Video, VideoState
 from keek_training.datasets.assemble import assemble
-from keek_training.datasets.dataset import INTERACTION_SCHEMA, VIDEO_SCHEMA, Dataset
+from keek_training.datasets.dataset import INTERACTION_EXTRAS, INTERACTION_SCHEMA, VIDEO_SCHEMA, Dataset
 from keek_training.datasets.event_ids import event_ids
 
 _VIDEOS_A_TRANSACTION = 2_000
 _INTERACTIONS_A_TRANSACTION = 10_000
 _ROWS_A_PAGE = 50_000
+_LOGGED_SCHEMA = pa.schema([*INTERACTION_SCHEMA, INTERACTION_EXTRAS.field("watched_ms")])
 _CLIP_SCHEMA = pa.schema([("video_id", pa.string()), ("clip_model", pa.string()), ("vector", pa.binary())])
 
 
@@ -93,8 +94,10 @@ async def load_dataset(
     if interactions is None:
         key = interactions_table.c.seq
         until = [] if last_seq is None else [key <= last_seq]
-        pages = [page async for page in _pages(database, key, INTERACTION_SCHEMA, *until)]
-        interactions = pa.concat_tables([INTERACTION_SCHEMA.empty_table(), *pages])
+        pages = [page async for page in _pages(database, key, _LOGGED_SCHEMA, *until)]
+        interactions = pa.concat_tables([_LOGGED_SCHEMA.empty_table(), *pages])
+        if interactions["watched_ms"].null_count == interactions.num_rows:
+            interactions = interactions.drop_columns(["watched_ms"])
     dataset = assemble("sql", await load_videos(database), interactions)
     return replace(dataset, clip_vectors=await _load_clip_vectors(database, dataset.videos, reads))
 
@@ -152,7 +155,7 @@ def _batches(dataset: Dataset) -> Iterator[list[Interaction]]:
     ids, tag_lists = (dataset.videos[name].to_pylist() for name in ("video_id", "tags"))
     tags = dict(zip(ids, map(tuple, tag_lists), strict=True))
     events, same = tee(_events(dataset.interactions))
-    given = zip(_extra(dataset.interactions, "event_id"), _extra(dataset.interactions, "region"), strict=True)
+    given = zip(*(_extra(dataset.interactions, name) for name in INTERACTION_EXTRAS.names), strict=True)
     interactions = (
         Interaction(
             UUID(own_id).hex if own_id else made_id.hex,
@@ -162,8 +165,9 @@ def _batches(dataset: Dataset) -> Iterator[list[Interaction]]:
             event_time_us,
             region or "",
             tags.get(video_id, ()),
+            watched_ms,
         )
-        for (user_id, video_id, kind, event_time_us), made_id, (own_id, region) in zip(
+        for (user_id, video_id, kind, event_time_us), made_id, (own_id, region, watched_ms) in zip(
             same, event_ids(events), given, strict=True
         )
     )
@@ -176,7 +180,7 @@ def _events(interactions: pa.Table) -> Iterator[tuple[str, str, int, int]]:
         yield from zip(*(batch[name].to_pylist() for name in INTERACTION_SCHEMA.names), strict=True)
 
 
-def _extra(interactions: pa.Table, name: str) -> Iterator[str | None]:
+def _extra(interactions: pa.Table, name: str) -> Iterator[Any]:
     """A column of INTERACTION_EXTRAS; None in each row where the data lacks it."""
     if name not in interactions.column_names:
         yield from repeat(None, interactions.num_rows)

@@ -12,13 +12,16 @@ import pyarrow as pa
 
 from keek_server.clock import iso_us, now_us
 from keek_server.errors import SetupError
+from keek_server.interactions.kinds import InteractionKind
 from keek_training.datasets.assemble import assemble, interaction_table
 from keek_training.datasets.dataset import VIDEO_SCHEMA, Dataset
 from keek_training.datasets.raw import Int64Array
-from keek_training.datasets.synth_events import make_events
+from keek_training.datasets.synth_events import Events, make_events
 from keek_training.datasets.synth_world import LOCALES, TAG_NAMES, TOPICS, Videos, draw_locales, make_world
 
 _US_PER_DAY = 86_400_000_000
+_WATCHED = {InteractionKind.VIEW: (5.0, 2.0), InteractionKind.SKIP: (1.0, 6.0)}
+"""Beta distributions of the share that is watched of a video."""
 
 
 def _last_midnight_us() -> int:
@@ -87,9 +90,22 @@ def synthesise(config: SynthConfig) -> Dataset:
         video_ids.take(pa.array(events.videos)),
         events.kinds,
         pa.array(events.times_us),
+        watched_ms=_watched_ms(config.seed, events, world.videos),
     )
     locales = draw_locales(rng, world.videos.owners)
     return assemble("synth", _video_table(video_ids, world.videos, locales), interactions)
+
+
+def _watched_ms(seed: int, events: Events, videos: Videos) -> pa.Array:
+    """int32 [n]: how long the video was watched, of views and skips; null of other kinds."""
+    # Draws of its own: the rest of the data is what it was without.
+    rng = np.random.default_rng([seed, 1])
+    watched_ms = np.full(len(events.kinds), np.nan)
+    for kind, (a, b) in _WATCHED.items():
+        own = events.kinds == kind
+        shares = rng.beta(a, b, int(own.sum()))
+        watched_ms[own] = np.round(1000 * shares * videos.durations_s[events.videos[own]])
+    return pa.array(np.nan_to_num(watched_ms).astype(np.int32), mask=np.isnan(watched_ms))
 
 
 def _video_table(video_ids: pa.Array, videos: Videos, locales: Int64Array) -> pa.Table:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from keek_server.errors import SetupError
@@ -24,6 +25,7 @@ from keek_training.datasets.parse import (
     parse_text,
     parse_times,
     parse_uuids,
+    parse_watched,
 )
 from keek_training.datasets.raw import RawTable
 from keek_training.datasets.rows import Rows
@@ -31,7 +33,7 @@ from keek_training.datasets.text import read_csv
 
 VIDEO_COLUMNS = ("video_id", "owner_id", "tags", "duration_s", "title", "language", "region", "create_time")
 INTERACTION_COLUMNS = ("user_id", "video_id", "kind", "event_time")
-EXTRA_COLUMNS = ("event_id", "region")
+EXTRA_COLUMNS = ("event_id", "region", "watched_s")
 MAPPING_FILE = "columns.json"
 
 _FILES = {"videos": VIDEO_COLUMNS, "interactions": (*INTERACTION_COLUMNS, *EXTRA_COLUMNS)}
@@ -74,19 +76,23 @@ def read(path: Path, columns: Mapping[str, str] | None = None) -> Dataset:
             raise SetupError(f"{path}: neither file has the column {mapping[name]}")
     user_ids, video_ids = parse_ids(rows, "user_id"), parse_ids(rows, "video_id")
     kinds = parse_kinds(rows, "kind") if constant is None else np.full(rows.count, int(constant), np.int8)
-    table = interaction_table(user_ids, video_ids, kinds, parse_times(rows, "event_time"), **_extras(rows))
+    table = interaction_table(
+        user_ids, video_ids, kinds, parse_times(rows, "event_time"), **_extras(rows, kinds)
+    )
     reject_unknown(rows, video_ids, videos)
     interactions = table.filter(pa.array(rows.good))
     return assemble("table", videos, interactions, [*video_rows.problems(), *rows.problems()])
 
 
-def _extras(rows: Rows) -> dict[str, pa.Array]:
+def _extras(rows: Rows, kinds: npt.NDArray[np.int8]) -> dict[str, pa.Array]:
     """The columns that interactions may have besides, as far as the file has them."""
     extras = {}
     if "event_id" in rows:
         extras["event_id"] = parse_uuids(rows, "event_id")
     if "region" in rows:
         extras["region"] = parse_text(rows, "region", MAX_REGION_BYTES)
+    if "watched_s" in rows:
+        extras["watched_ms"] = parse_watched(rows, "watched_s", kinds)
     return extras
 
 

@@ -37,11 +37,12 @@ def write_csv(dataset: Dataset, folder: Path) -> list[Path]:
 def write_prototype(dataset: Dataset, folder: Path) -> list[Path]:
     """Writes the layout of `prototype:DIR`, which has no titles, times, languages or regions."""
     videos, interactions = _table_columns(dataset).values()
-    logged = (interactions[name] for name in table.INTERACTION_COLUMNS)
+    logged = interactions.values()
+    watched = (prototype.WATCHED_COLUMN,) if prototype.WATCHED_COLUMN in interactions else ()
     described = (videos[name] for name in ("video_id", "tags", "duration_s", "owner_id"))
     return [
         _write_rows(folder / prototype.VIDEOS_FILE, prototype.VIDEO_COLUMNS, described),
-        _write_rows(folder / prototype.INTERACTIONS_FILE, prototype.INTERACTION_COLUMNS, logged),
+        _write_rows(folder / prototype.INTERACTIONS_FILE, (*prototype.INTERACTION_COLUMNS, *watched), logged),
     ]
 
 
@@ -65,8 +66,16 @@ def _table_columns(dataset: Dataset) -> dict[str, dict[str, pa.Array]]:
             "video_id": interactions["video_id"],
             "kind": pc.take(names, interactions["kind"]),
             "event_time": interactions["event_time_us"].cast(_TIME),
+            **_watched(interactions),
         },
     }
+
+
+def _watched(interactions: pa.Table) -> dict[str, pa.Array]:
+    """How long videos were watched, where the data know it."""
+    if "watched_ms" not in interactions.column_names:
+        return {}
+    return {"watched_s": pc.divide(interactions["watched_ms"].cast(pa.float64()), 1000)}
 
 
 def _write_rows(file: Path, names: Sequence[str], columns: Iterable[pa.Array]) -> Path:

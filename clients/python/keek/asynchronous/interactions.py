@@ -5,7 +5,7 @@ from collections.abc import AsyncIterable, Iterable
 from typing import Unpack
 
 from keek.asynchronous.connection import AsyncConnection
-from keek.messages import Outgoing, Recorded, RecordOptions, interaction, recorded
+from keek.messages import Outgoing, Recorded, RecordOptions, WatchOptions, interaction, recorded
 from keek.v1.interaction_service_pb2 import (
     Interaction,
     InteractionKind,
@@ -26,21 +26,29 @@ class InteractionCalls(AsyncConnection):
         event_id: str | None = None,
         event_time: dt.datetime | None = None,
         region: str = "",
+        watched_s: float | None = None,
         wait_for_feed: bool = False,
         timeout_s: float | None = None,
     ) -> Recorded:
         """Records one interaction; it is durable when this returns.
 
         The `event_id` is made once a call, so that its retries are harmless. Give your own to
-        repeat a call that failed.
+        repeat a call that failed. `watched_s` is how long the video was watched, of a view or a
+        skip alone.
 
         Raises:
             NotFoundError: The video is not known; nothing is stored.
-            ValueError: `event_time` has no time zone.
+            ValueError: `event_time` has no time zone, or `watched_s` is no number of seconds.
         """
         request = RecordInteractionRequest(
             interaction=interaction(
-                user_id, video_id, kind, event_id=event_id, event_time=event_time, region=region
+                user_id,
+                video_id,
+                kind,
+                event_id=event_id,
+                event_time=event_time,
+                region=region,
+                watched_s=watched_s,
             ),
             wait_for_feed=wait_for_feed,
         )
@@ -52,7 +60,7 @@ class InteractionCalls(AsyncConnection):
         )
         return recorded(request, response)
 
-    async def view(self, user_id: str, video_id: str, **options: Unpack[RecordOptions]) -> Recorded:
+    async def view(self, user_id: str, video_id: str, **options: Unpack[WatchOptions]) -> Recorded:
         """`record_interaction` of a view."""
         return await self.record_interaction(
             user_id, video_id, InteractionKind.INTERACTION_KIND_VIEW, **options
@@ -76,7 +84,7 @@ class InteractionCalls(AsyncConnection):
             user_id, video_id, InteractionKind.INTERACTION_KIND_SHARE, **options
         )
 
-    async def skip(self, user_id: str, video_id: str, **options: Unpack[RecordOptions]) -> Recorded:
+    async def skip(self, user_id: str, video_id: str, **options: Unpack[WatchOptions]) -> Recorded:
         """`record_interaction` of a skip."""
         return await self.record_interaction(
             user_id, video_id, InteractionKind.INTERACTION_KIND_SKIP, **options

@@ -140,6 +140,7 @@ def record(client: Client, arguments: argparse.Namespace) -> int:
         kind,
         event_id=arguments.event_id,
         region=arguments.region,
+        watched_s=arguments.watched_s,
         wait_for_feed=arguments.wait_for_feed,
         timeout_s=arguments.timeout_s,
     )

@@ -88,6 +88,9 @@ def _add_interactions(command: Adder) -> None:
         record.add_argument(
             "--wait-for-feed", action="store_true", help="return when the next feed reflects it"
         )
+        record.set_defaults(watched_s=None)
+        if kind in ("view", "skip"):
+            record.add_argument("--watched-s", type=number, help="how long it was watched, in seconds")
 
 
 def _add_videos(command: Adder) -> None:

@@ -22,11 +22,12 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from keek.v1 import rules_pb2 as keek_dot_v1_dot_rules__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!keek/v1/interaction_service.proto\x12\x07keek.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13keek/v1/rules.proto\"\xe2\x01\n\x0bInteraction\x12\x1a\n\x08\x65vent_id\x18\x01 \x01(\tB\x08\xaa\xd4\x18\x04\x08\x01\x30\x01\x12\x1a\n\x07user_id\x18\x02 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\x12\x1b\n\x08video_id\x18\x03 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\x12.\n\x04kind\x18\x04 \x01(\x0e\x32\x18.keek.v1.InteractionKindB\x06\xaa\xd4\x18\x02\x08\x01\x12\x36\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xaa\xd4\x18\x02\x38\x01\x12\x16\n\x06region\x18\x06 \x01(\tB\x06\xaa\xd4\x18\x02\x10\x10\"d\n\x18RecordInteractionRequest\x12\x31\n\x0binteraction\x18\x01 \x01(\x0b\x32\x14.keek.v1.InteractionB\x06\xaa\xd4\x18\x02\x08\x01\x12\x15\n\rwait_for_feed\x18\x02 \x01(\x08\"=\n\x19RecordInteractionResponse\x12\x0f\n\x07\x63reated\x18\x01 \x01(\x08\x12\x0f\n\x07in_feed\x18\x02 \x01(\x08\"R\n\x19RecordInteractionsRequest\x12\x35\n\x0cinteractions\x18\x01 \x03(\x0b\x32\x14.keek.v1.InteractionB\t\xaa\xd4\x18\x05\x08\x01(\xe8\x07\"\xd6\x01\n\x1aRecordInteractionsResponse\x12\x15\n\rcreated_count\x18\x01 \x01(\x03\x12\x17\n\x0f\x64uplicate_count\x18\x02 \x01(\x03\x12\x16\n\x0erejected_count\x18\x03 \x01(\x03\x12\x41\n\nrejections\x18\x04 \x03(\x0b\x32-.keek.v1.RecordInteractionsResponse.Rejection\x1a-\n\tRejection\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t*\xbb\x01\n\x0fInteractionKind\x12 \n\x1cINTERACTION_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15INTERACTION_KIND_VIEW\x10\x01\x12\x19\n\x15INTERACTION_KIND_LIKE\x10\x02\x12\x19\n\x15INTERACTION_KIND_SAVE\x10\x03\x12\x1a\n\x16INTERACTION_KIND_SHARE\x10\x04\x12\x19\n\x15INTERACTION_KIND_SKIP\x10\x05\x32\xd1\x01\n\x12InteractionService\x12Z\n\x11RecordInteraction\x12!.keek.v1.RecordInteractionRequest\x1a\".keek.v1.RecordInteractionResponse\x12_\n\x12RecordInteractions\x12\".keek.v1.RecordInteractionsRequest\x1a#.keek.v1.RecordInteractionsResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!keek/v1/interaction_service.proto\x12\x07keek.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13keek/v1/rules.proto\"\xdc\x02\n\x0bInteraction\x12\x1a\n\x08\x65vent_id\x18\x01 \x01(\tB\x08\xaa\xd4\x18\x04\x08\x01\x30\x01\x12\x1a\n\x07user_id\x18\x02 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\x12\x1b\n\x08video_id\x18\x03 \x01(\tB\t\xaa\xd4\x18\x05\x08\x01\x10\x80\x01\x12.\n\x04kind\x18\x04 \x01(\x0e\x32\x18.keek.v1.InteractionKindB\x06\xaa\xd4\x18\x02\x08\x01\x12\x36\n\nevent_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xaa\xd4\x18\x02\x38\x01\x12\x16\n\x06region\x18\x06 \x01(\tB\x06\xaa\xd4\x18\x02\x10\x10\x12x\n\x07watched\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationBL\xaa\xd4\x18H\x19\x00\x00\x00\x00\x00\x00\x00\x00!\x00\x00\x00\x00\x00\x18\xf5@J4\n\x04kind\x12\x15INTERACTION_KIND_VIEW\x12\x15INTERACTION_KIND_SKIP\"d\n\x18RecordInteractionRequest\x12\x31\n\x0binteraction\x18\x01 \x01(\x0b\x32\x14.keek.v1.InteractionB\x06\xaa\xd4\x18\x02\x08\x01\x12\x15\n\rwait_for_feed\x18\x02 \x01(\x08\"=\n\x19RecordInteractionResponse\x12\x0f\n\x07\x63reated\x18\x01 \x01(\x08\x12\x0f\n\x07in_feed\x18\x02 \x01(\x08\"R\n\x19RecordInteractionsRequest\x12\x35\n\x0cinteractions\x18\x01 \x03(\x0b\x32\x14.keek.v1.InteractionB\t\xaa\xd4\x18\x05\x08\x01(\xe8\x07\"\xd6\x01\n\x1aRecordInteractionsResponse\x12\x15\n\rcreated_count\x18\x01 \x01(\x03\x12\x17\n\x0f\x64uplicate_count\x18\x02 \x01(\x03\x12\x16\n\x0erejected_count\x18\x03 \x01(\x03\x12\x41\n\nrejections\x18\x04 \x03(\x0b\x32-.keek.v1.RecordInteractionsResponse.Rejection\x1a-\n\tRejection\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t*\xbb\x01\n\x0fInteractionKind\x12 \n\x1cINTERACTION_KIND_UNSPECIFIED\x10\x00\x12\x19\n\x15INTERACTION_KIND_VIEW\x10\x01\x12\x19\n\x15INTERACTION_KIND_LIKE\x10\x02\x12\x19\n\x15INTERACTION_KIND_SAVE\x10\x03\x12\x1a\n\x16INTERACTION_KIND_SHARE\x10\x04\x12\x19\n\x15INTERACTION_KIND_SKIP\x10\x05\x32\xd1\x01\n\x12InteractionService\x12Z\n\x11RecordInteraction\x12!.keek.v1.RecordInteractionRequest\x1a\".keek.v1.RecordInteractionResponse\x12_\n\x12RecordInteractions\x12\".keek.v1.RecordInteractionsRequest\x1a#.keek.v1.RecordInteractionsResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,24 +46,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INTERACTION'].fields_by_name['event_time']._serialized_options = b'\252\324\030\0028\001'
   _globals['_INTERACTION'].fields_by_name['region']._loaded_options = None
   _globals['_INTERACTION'].fields_by_name['region']._serialized_options = b'\252\324\030\002\020\020'
+  _globals['_INTERACTION'].fields_by_name['watched']._loaded_options = None
+  _globals['_INTERACTION'].fields_by_name['watched']._serialized_options = b'\252\324\030H\031\000\000\000\000\000\000\000\000!\000\000\000\000\000\030\365@J4\n\004kind\022\025INTERACTION_KIND_VIEW\022\025INTERACTION_KIND_SKIP'
   _globals['_RECORDINTERACTIONREQUEST'].fields_by_name['interaction']._loaded_options = None
   _globals['_RECORDINTERACTIONREQUEST'].fields_by_name['interaction']._serialized_options = b'\252\324\030\002\010\001'
   _globals['_RECORDINTERACTIONSREQUEST'].fields_by_name['interactions']._loaded_options = None
   _globals['_RECORDINTERACTIONSREQUEST'].fields_by_name['interactions']._serialized_options = b'\252\324\030\005\010\001(\350\007'
-  _globals['_INTERACTIONKIND']._serialized_start=796
-  _globals['_INTERACTIONKIND']._serialized_end=983
-  _globals['_INTERACTION']._serialized_start=101
-  _globals['_INTERACTION']._serialized_end=327
-  _globals['_RECORDINTERACTIONREQUEST']._serialized_start=329
-  _globals['_RECORDINTERACTIONREQUEST']._serialized_end=429
-  _globals['_RECORDINTERACTIONRESPONSE']._serialized_start=431
-  _globals['_RECORDINTERACTIONRESPONSE']._serialized_end=492
-  _globals['_RECORDINTERACTIONSREQUEST']._serialized_start=494
-  _globals['_RECORDINTERACTIONSREQUEST']._serialized_end=576
-  _globals['_RECORDINTERACTIONSRESPONSE']._serialized_start=579
-  _globals['_RECORDINTERACTIONSRESPONSE']._serialized_end=793
-  _globals['_RECORDINTERACTIONSRESPONSE_REJECTION']._serialized_start=748
-  _globals['_RECORDINTERACTIONSRESPONSE_REJECTION']._serialized_end=793
-  _globals['_INTERACTIONSERVICE']._serialized_start=986
-  _globals['_INTERACTIONSERVICE']._serialized_end=1195
+  _globals['_INTERACTIONKIND']._serialized_start=950
+  _globals['_INTERACTIONKIND']._serialized_end=1137
+  _globals['_INTERACTION']._serialized_start=133
+  _globals['_INTERACTION']._serialized_end=481
+  _globals['_RECORDINTERACTIONREQUEST']._serialized_start=483
+  _globals['_RECORDINTERACTIONREQUEST']._serialized_end=583
+  _globals['_RECORDINTERACTIONRESPONSE']._serialized_start=585
+  _globals['_RECORDINTERACTIONRESPONSE']._serialized_end=646
+  _globals['_RECORDINTERACTIONSREQUEST']._serialized_start=648
+  _globals['_RECORDINTERACTIONSREQUEST']._serialized_end=730
+  _globals['_RECORDINTERACTIONSRESPONSE']._serialized_start=733
+  _globals['_RECORDINTERACTIONSRESPONSE']._serialized_end=947
+  _globals['_RECORDINTERACTIONSRESPONSE_REJECTION']._serialized_start=902
+  _globals['_RECORDINTERACTIONSRESPONSE_REJECTION']._serialized_end=947
+  _globals['_INTERACTIONSERVICE']._serialized_start=1140
+  _globals['_INTERACTIONSERVICE']._serialized_end=1349
 # @@protoc_insertion_point(module_scope)

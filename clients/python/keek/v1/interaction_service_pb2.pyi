@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -55,6 +56,7 @@ class Interaction(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     EVENT_TIME_FIELD_NUMBER: _builtins.int
     REGION_FIELD_NUMBER: _builtins.int
+    WATCHED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Made by the client, once per event, and kept when the call is repeated."""
     user_id: _builtins.str
@@ -68,6 +70,12 @@ class Interaction(_message.Message):
     def event_time(self) -> _timestamp_pb2.Timestamp:
         """When it happened; absent means when it is recorded."""
 
+    @_builtins.property
+    def watched(self) -> _duration_pb2.Duration:
+        """How long the video was watched, until it was left, with what was watched again.
+        Absent means unknown, which is not zero.
+        """
+
     def __init__(
         self,
         *,
@@ -77,10 +85,11 @@ class Interaction(_message.Message):
         kind: Global___InteractionKind.ValueType = ...,
         event_time: _timestamp_pb2.Timestamp | None = ...,
         region: _builtins.str = ...,
+        watched: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event_time", b"event_time", "watched", b"watched"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "event_time", b"event_time", "kind", b"kind", "region", b"region", "user_id", b"user_id", "video_id", b"video_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "event_time", b"event_time", "kind", b"kind", "region", b"region", "user_id", b"user_id", "video_id", b"video_id", "watched", b"watched"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

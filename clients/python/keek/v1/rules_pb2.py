@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13keek/v1/rules.proto\x12\x07keek.v1\x1a google/protobuf/descriptor.proto\"\xac\x01\n\nFieldRules\x12\x10\n\x08required\x18\x01 \x01(\x08\x12\x11\n\tmax_bytes\x18\x02 \x01(\x05\x12\x10\n\x03min\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x03max\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\tmax_items\x18\x05 \x01(\x05\x12\x0c\n\x04uuid\x18\x06 \x01(\x08\x12\x12\n\nnot_future\x18\x07 \x01(\x08\x12\x10\n\x08language\x18\x08 \x01(\x08\x42\x06\n\x04_minB\x06\n\x04_max:C\n\x05rules\x12\x1d.google.protobuf.FieldOptions\x18\xc5\x8a\x03 \x01(\x0b\x32\x13.keek.v1.FieldRulesb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13keek/v1/rules.proto\x12\x07keek.v1\x1a google/protobuf/descriptor.proto\"\x8b\x02\n\nFieldRules\x12\x10\n\x08required\x18\x01 \x01(\x08\x12\x11\n\tmax_bytes\x18\x02 \x01(\x05\x12\x10\n\x03min\x18\x03 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x03max\x18\x04 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\tmax_items\x18\x05 \x01(\x05\x12\x0c\n\x04uuid\x18\x06 \x01(\x08\x12\x12\n\nnot_future\x18\x07 \x01(\x08\x12\x10\n\x08language\x18\x08 \x01(\x08\x12\x31\n\nonly_where\x18\t \x01(\x0b\x32\x1d.keek.v1.FieldRules.Condition\x1a*\n\tCondition\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0e\n\x06values\x18\x02 \x03(\tB\x06\n\x04_minB\x06\n\x04_max:C\n\x05rules\x12\x1d.google.protobuf.FieldOptions\x18\xc5\x8a\x03 \x01(\x0b\x32\x13.keek.v1.FieldRulesb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,5 +33,7 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'keek.v1.rules_pb2', _global
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_FIELDRULES']._serialized_start=67
-  _globals['_FIELDRULES']._serialized_end=239
+  _globals['_FIELDRULES']._serialized_end=334
+  _globals['_FIELDRULES_CONDITION']._serialized_start=276
+  _globals['_FIELDRULES_CONDITION']._serialized_end=318
 # @@protoc_insertion_point(module_scope)

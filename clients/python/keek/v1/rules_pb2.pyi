@@ -3,18 +3,20 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import descriptor_pb2 as _descriptor_pb2
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import extension_dict as _extension_dict
 import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 10):
-    from typing import TypeAlias as _TypeAlias
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    from typing_extensions import TypeAlias as _TypeAlias
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -30,6 +32,31 @@ class FieldRules(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class Condition(_message.Message):
+        """What an enum beside the field must be."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        FIELD_FIELD_NUMBER: _builtins.int
+        VALUES_FIELD_NUMBER: _builtins.int
+        field: _builtins.str
+        @_builtins.property
+        def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """One of these names."""
+
+        def __init__(
+            self,
+            *,
+            field: _builtins.str = ...,
+            values: _abc.Iterable[_builtins.str] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "values", b"values"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     REQUIRED_FIELD_NUMBER: _builtins.int
     MAX_BYTES_FIELD_NUMBER: _builtins.int
     MIN_FIELD_NUMBER: _builtins.int
@@ -38,13 +65,14 @@ class FieldRules(_message.Message):
     UUID_FIELD_NUMBER: _builtins.int
     NOT_FUTURE_FIELD_NUMBER: _builtins.int
     LANGUAGE_FIELD_NUMBER: _builtins.int
+    ONLY_WHERE_FIELD_NUMBER: _builtins.int
     required: _builtins.bool
     """Must be set: not empty, not zero, not the UNSPECIFIED value of an enum."""
     max_bytes: _builtins.int
     """Strings and bytes: the largest size in bytes."""
     min: _builtins.float
     """Numbers: the smallest and the largest value. NaN and infinities are never
-    accepted where either bound stands.
+    accepted where either bound stands. Durations: the same, in seconds.
     """
     max: _builtins.float
     max_items: _builtins.int
@@ -59,6 +87,10 @@ class FieldRules(_message.Message):
     """Strings: must have the form of a BCP 47 language tag, as "pt-BR": groups of one to
     eight letters or digits, joined by hyphens, the first of letters alone.
     """
+    @_builtins.property
+    def only_where(self) -> Global___FieldRules.Condition:
+        """Fields that may be absent: they must be where the condition does not hold."""
+
     def __init__(
         self,
         *,
@@ -70,10 +102,11 @@ class FieldRules(_message.Message):
         uuid: _builtins.bool = ...,
         not_future: _builtins.bool = ...,
         language: _builtins.bool = ...,
+        only_where: Global___FieldRules.Condition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "_min", b"_min", "max", b"max", "min", b"min"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "_min", b"_min", "max", b"max", "min", b"min", "only_where", b"only_where"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "_min", b"_min", "language", b"language", "max", b"max", "max_bytes", b"max_bytes", "max_items", b"max_items", "min", b"min", "not_future", b"not_future", "required", b"required", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max", b"_max", "_min", b"_min", "language", b"language", "max", b"max", "max_bytes", b"max_bytes", "max_items", b"max_items", "min", b"min", "not_future", b"not_future", "only_where", b"only_where", "required", b"required", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max: _TypeAlias = _typing.Literal["max"]  # noqa: Y015
     _WhichOneofArgType__max: _TypeAlias = _typing.Literal["_max", b"_max"]  # noqa: Y015
