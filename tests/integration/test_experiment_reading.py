@@ -14,16 +14,20 @@ import numpy as np
 import pytest
 
 from keek_server.clock import now_us
+from keek_server.experiments import durations
 from keek_server.experiments.definitions import ExperimentDefinition
 from keek_server.experiments.logs import Pooled
 from keek_server.experiments.reading import BEFORE_US, read_experiment, read_feeds
 from keek_server.experiments.registry import Experiment, ExperimentRegistry
+from keek_server.experiments.totals import user_totals
 from keek_server.feed.types import FeedSource
 from keek_server.interactions.kinds import InteractionKind
 from keek_server.settings import Settings
 from keek_server.storage.database import Database
 from keek_server.storage.partitions import MonthlyPartitions, month_start_us
 from keek_server.storage.tables import exposures, interactions
+from keek_server.videos.catalogue import Catalogue
+from keek_server.videos.video import Video
 
 P, T, POPULAR = map(int, (FeedSource.PERSONALISED, FeedSource.TRENDING, FeedSource.POPULAR))
 SECOND_US = 1_000_000
@@ -63,16 +67,28 @@ async def show(
 
 
 async def like(database: Database, user_id: str, video_id: str, time_us: int) -> None:
+    await act(database, user_id, video_id, time_us, InteractionKind.LIKE)
+
+
+async def act(
+    database: Database,
+    user_id: str,
+    video_id: str,
+    time_us: int,
+    kind: InteractionKind,
+    watched_ms: int | None = None,
+) -> None:
     await MonthlyPartitions(database, interactions.c.record_time_us).cover(month_start_us(time_us))
     row = {
         "event_id": uuid.uuid4(),
         "user_id": user_id,
         "video_id": video_id,
-        "kind": InteractionKind.LIKE,
+        "kind": kind,
         "event_time_us": time_us,
         "record_time_us": time_us,
         "region": "",
         "tags": [],
+        "watched_ms": watched_ms,
     }
     async with database.write() as connection:
         await connection.execute(interactions.insert(), [row])
@@ -119,6 +135,33 @@ async def test_feeds_of_the_arms_their_users_before_and_what_they_did_are_read(
     # Rows of before know nothing of videos that were drawn: what was shown was certain.
     assert whole.exposures.video_propensities.tolist() == [1.0] * len(whole.exposures.videos)
     assert whole.pools == [None] * 4
+
+
+async def test_how_long_videos_were_watched_is_read_beside_their_durations(
+    database: Database, experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(durations, "_VIDEOS_A_PAGE", 2)
+    start_us = experiment.start_time_us
+    assert start_us is not None
+    catalogue = Catalogue(database)
+    await catalogue.put([Video(f"v{i}", "", [], float(i), "", 0) for i in range(6)])
+    await catalogue.delete("v3", "")
+    await show(database, "u1", start_us + 1, [["mix", "half"]], [[f"v{i}", P, 0.5] for i in range(6)])
+    view, skip = InteractionKind.VIEW, InteractionKind.SKIP
+    await act(database, "u1", "v5", start_us + 2, view)
+    await act(database, "u1", "v4", start_us + 3, view, 1_500)
+    await act(database, "u1", "v3", start_us + 4, skip, 0)  # deleted since
+    await act(database, "u1", "v1", start_us + 4, skip, 0)
+    await act(database, "u1", "v2", start_us + 5, skip, 86_400_000)
+    await act(database, "u1", "v0", start_us + 6, view, 9)  # of unknown duration
+    await act(database, "u1", "gone", start_us + 7, view, 9)  # of no video that is known
+    logged = await read_experiment(database, experiment, window_us=SECOND_US)
+    done = logged.interactions
+    assert [logged.video_ids[code] for code in done.videos] == [*("v5", "v4", "v3", "v1", "v2", "v0", "gone")]
+    np.testing.assert_array_equal(done.watched_s, [np.nan, 1.5, 0.0, 0.0, 86_400.0, 0.009, 0.009])
+    np.testing.assert_array_equal(done.durations_s, [np.nan, 4.0, np.nan, 1.0, 2.0, np.nan, np.nan])
+    totals = user_totals(logged.exposures, done, start_us=start_us, window_us=SECOND_US)
+    assert (totals.sums["watched_s"].tolist(), totals.sums["watchable_s"].tolist()) == ([3.5], [7.0])
 
 
 async def test_what_videos_were_drawn_among_is_read(database: Database) -> None:

@@ -109,6 +109,8 @@ def test_where_arms_are_alike_weights_by_slot_do_not_run_away() -> None:
     assert per_slot(likes).denominator == "slots"
     (watched,) = (measure for measure in MEASURES if measure.name == "watch_share")
     assert per_slot(watched) == watched
+    (seconds,) = (measure for measure in MEASURES if measure.name == "watch_seconds")
+    assert per_slot(seconds).denominator == "slots"
 
 
 @pytest.mark.parametrize(

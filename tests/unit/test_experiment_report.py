@@ -53,11 +53,14 @@ def world(
     feeds = exposures.feeds
     rates = taste[who] * np.where(is_before, 1.0, 1.0 + lift * (arms[who] > 0))
     liked = np.flatnonzero(rng.random(m) < rates[feeds])
+    kinds = np.where(rng.random(len(liked)) < 0.5, InteractionKind.LIKE, InteractionKind.VIEW)
     interactions = Interactions(
         who[feeds[liked]],
         liked,
-        np.where(rng.random(len(liked)) < 0.5, InteractionKind.LIKE, InteractionKind.VIEW).astype(np.int8),
+        kinds.astype(np.int8),
         times[feeds[liked]] + 1,
+        np.full(len(liked), np.nan),
+        np.full(len(liked), np.nan),
     )
     taking_part = ~is_before
     count = int(taking_part.sum())
@@ -98,6 +101,38 @@ def test_a_lift_is_found_by_every_measure_that_it_moves() -> None:
     assert not report["sample_ratio"]["is_broken"]
     (row,) = (own["arms"][1] for own in report["measures"] if own["name"] == "likes")
     assert 0.1 < row["variance_reduction"] < 0.9
+
+
+def test_the_share_watched_shows_as_json_text_and_page_and_is_unknown_without_seconds() -> None:
+    exposures, interactions, health = world(0.0)
+    report = build_report(QUESTION, exposures, interactions, health)
+    for name in ("watch_share", "watch_seconds"):
+        (measure,) = (own for own in report["measures"] if own["name"] == name)
+        assert [row["value"] for row in measure["arms"]] == [None, None]
+        assert difference(report, name)["p_value"] is None
+        assert not difference(report, name)["is_significant"]
+    assert "watch_share" in report_text(report)
+    assert report_page(report)
+    # A view is watched longer in the second arm, and by users who watch longer before.
+    rng = np.random.default_rng(4)
+    arm_of = np.zeros(3_000, np.int16)
+    arm_of[exposures.users[exposures.arms >= 0]] = exposures.arms[exposures.arms >= 0]
+    patience = rng.uniform(0.2, 0.6, 3_000)[interactions.users]
+    share = patience * np.where(
+        (interactions.times_us > START_US) & (arm_of[interactions.users] == 1), 1.25, 1.0
+    )
+    durations = rng.uniform(5.0, 60.0, len(interactions))
+    seconds = np.where(interactions.kinds == InteractionKind.VIEW, durations * share, np.nan)
+    timed = replace(interactions, watched_s=seconds, durations_s=durations)
+    report = build_report(QUESTION, exposures, timed, health)
+    own = difference(report, "watch_share")
+    assert own["is_significant"]
+    assert own["relative_low"] < 0.25 < own["relative_high"]
+    (measure,) = (own for own in report["measures"] if own["name"] == "watch_share")
+    assert measure["arms"][0]["value"] == pytest.approx(0.4, abs=0.02)
+    assert measure["arms"][1]["variance_reduction"] > 0.1
+    assert difference(report, "watch_seconds")["relative"] > 0.1
+    assert "share watched of videos viewed or skipped" in report_page(report)
 
 
 def test_without_an_effect_nothing_is_found() -> None:

@@ -1,6 +1,8 @@
 """Logs as arrays, which feed caused an interaction, and sums by user."""
 
+import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from keek_server.errors import InvalidArgumentError
 from keek_server.experiments.attribution import attribute
 from keek_server.experiments.logs import Exposures, Interactions
+from keek_server.experiments.measures import MEASURES, measured
 from keek_server.experiments.totals import slot_rewards, user_totals
 from keek_server.interactions.kinds import InteractionKind
 
@@ -40,7 +43,19 @@ def exposed(*feeds: tuple[int, int, int, list[int]]) -> Exposures:
 def interacted(*rows: tuple[int, int, int, int]) -> Interactions:
     """Rows of (user, video, kind, time)."""
     users, videos, kinds, times = np.array(rows, np.int64).reshape(-1, 4).T
-    return Interactions(users, videos, kinds.astype(np.int8), times)
+    unknown = np.full(len(rows), np.nan)
+    return Interactions(users, videos, kinds.astype(np.int8), times, unknown, unknown)
+
+
+def watched(
+    interactions: Interactions, seconds: list[float | None], durations: list[float | None]
+) -> Interactions:
+    """The same with how long the videos were watched, and are."""
+    return replace(
+        interactions,
+        watched_s=np.array(seconds, np.float64),
+        durations_s=np.array(durations, np.float64),
+    )
 
 
 def test_the_last_feed_that_showed_the_video_in_the_window_gets_the_interaction() -> None:
@@ -111,6 +126,8 @@ def test_a_million_rows_are_attributed_in_seconds() -> None:
         rng.integers(1_000, size=500_000),
         rng.integers(1, 6, size=500_000).astype(np.int8),
         rng.integers(10**9, size=500_000),
+        np.full(500_000, np.nan),
+        np.full(500_000, np.nan),
     )
     started = time.process_time()
     found = attribute(exposures, interactions, 10**9)
@@ -144,7 +161,8 @@ def test_sums_are_of_the_arm_seen_first_and_a_kind_counts_once_a_slot() -> None:
     assert totals.users.tolist() == [5, 6]
     assert totals.arms.tolist() == [1, 0]
     assert totals.moved_count == 1
-    now = {name: own.tolist() for name, own in totals.sums.items()}
+    now = {name: own.tolist() for name, own in totals.sums.items() if name != "watched_s"}
+    assert np.isnan(totals.sums["watched_s"]).all()
     assert now == {
         "users": [1, 1],
         "feeds": [1, 2],
@@ -156,6 +174,7 @@ def test_sums_are_of_the_arm_seen_first_and_a_kind_counts_once_a_slot() -> None:
         "skips": [0, 1],
         "answers": [1, 1],
         "north_star": [1.1, 2.0],
+        "watchable_s": [0, 0],
     }
     before = {name: own.tolist() for name, own in totals.before.items()}
     assert (before["feeds"], before["slots"], before["likes"], before["skips"]) == (
@@ -164,6 +183,81 @@ def test_sums_are_of_the_arm_seen_first_and_a_kind_counts_once_a_slot() -> None:
         [1, 0],
         [1, 0],
     )
+
+
+def test_seconds_are_those_of_the_longest_watch_of_each_slot_and_at_most_the_video() -> None:
+    exposures = exposed(
+        (5, -1, 50, [1, 2, 3]),  # before the start
+        (5, 1, 150, [1, 2, 3, 4, 5]),
+        (6, 0, 120, [1, 2]),
+        (6, 1, 300, [7]),  # moved: left out
+        (7, 2, 120, [1]),
+    )
+    rows: list[tuple[tuple[int, int, int, int], float | None, float | None]] = [
+        ((5, 1, VIEW, 60), 4.0, 10.0),  # before
+        ((5, 9, SKIP, 70), 30.0, 20.0),  # before, by no feed; looped
+        ((5, 1, SKIP, 160), 3.0, 10.0),
+        ((5, 1, VIEW, 170), 5.0, 10.0),  # came back to it: longer
+        ((5, 2, VIEW, 160), 25.0, 20.0),  # looped: counts once
+        ((5, 3, VIEW, 160), None, 20.0),
+        ((5, 4, VIEW, 160), 7.0, None),
+        ((5, 5, SKIP, 160), 0.0, 30.0),
+        ((6, 1, LIKE, 130), None, 10.0),
+        ((6, 2, VIEW, 130), 6.0, 8.0),
+        ((6, 7, VIEW, 310), 1.0, 2.0),
+        ((7, 1, VIEW, 130), None, 10.0),
+    ]
+    given, seconds, durations = zip(*rows, strict=True)
+    interactions = watched(interacted(*given), list(seconds), list(durations))
+    totals = user_totals(exposures, interactions, start_us=100, window_us=1_000)
+    assert totals.users.tolist() == [5, 6, 7]
+    assert totals.sums["watchable_s"].tolist() == [60.0, 8.0, 0.0]
+    # Of the third arm nothing is known, which is not zero.
+    np.testing.assert_array_equal(totals.sums["watched_s"], [25.0, 6.0, np.nan])
+    assert totals.before["watched_s"].tolist() == [24.0, 0.0, 0.0]
+    assert totals.before["watchable_s"].tolist() == [30.0, 0.0, 0.0]
+    share, views = (measured(totals, own, 3) for own in MEASURES if own.name in ("watch_share", "view_share"))
+    assert [own.value for own in share[:2]] == pytest.approx([6 / 8, 25 / 60])
+    assert math.isnan(share[2].value)
+    assert [own.value for own in views] == pytest.approx([1.0, 4 / 6, 1.0])
+    (per_user,) = (own for own in MEASURES if own.name == "watch_seconds")
+    assert [own.value for own in measured(totals, per_user, 2)] == [6.0, 25.0]
+    assert math.isnan(measured(totals, per_user, 3)[2].value)
+    with pytest.raises(InvalidArgumentError, match=r"interactions\.watched_s: must not be negative"):
+        watched(interacted((5, 1, VIEW, 60)), [-1.0], [10.0])
+
+
+def test_the_share_watched_is_that_of_a_plain_loop() -> None:
+    rng = np.random.default_rng(5)
+    feeds = [
+        (
+            int(rng.integers(6)),
+            int(rng.integers(2)),
+            int(rng.integers(1_000)),
+            rng.permutation(9)[:4].tolist(),
+        )
+        for _ in range(60)
+    ]
+    rows = rng.integers((0, 0, 1, 0), (6, 9, 6, 1_200), size=(600, 4))
+    durations = rng.uniform(1.0, 20.0, 9)[rows[:, 1]]
+    seconds = np.where(rng.random(600) < 0.5, np.nan, rng.uniform(0.0, 30.0, 600))
+    interactions = replace(
+        interacted(*(tuple(row) for row in rows.tolist())), watched_s=seconds, durations_s=durations
+    )
+    exposures = exposed(*feeds)
+    totals = user_totals(exposures, interactions, start_us=0, window_us=100)
+    slots: dict[int, tuple[int, float, float]] = {}
+    found = attribute(exposures, interactions, 100)
+    for slot, feed, watched_s, duration_s in zip(found.slots, found.feeds, seconds, durations, strict=True):
+        place = totals.users.tolist().index(exposures.users[feed])
+        if slot >= 0 and not math.isnan(watched_s) and exposures.arms[feed] == totals.arms[place]:
+            longest = max(slots.get(slot, (0, 0.0, 0.0))[1], min(watched_s, duration_s))
+            slots[int(slot)] = (place, longest, duration_s)
+    assert len(slots) > 30
+    for place in range(len(totals.users)):
+        own = [(seconds_, duration_s) for user, seconds_, duration_s in slots.values() if user == place]
+        assert totals.sums["watched_s"][place] == pytest.approx(sum(one for one, _ in own))
+        assert totals.sums["watchable_s"][place] == pytest.approx(sum(one for _, one in own))
 
 
 def test_since_the_weights_changed_what_was_before_counts_neither_way() -> None:

@@ -17,7 +17,17 @@ _NAME: Final = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 Name: TypeAlias = Annotated[str, Field(pattern=_NAME, max_length=64)]
 Share: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 Metric: TypeAlias = Literal[
-    "north_star", "likes", "saves", "shares", "views", "like_rate", "view_rate", "watch_share", "feeds"
+    "north_star",
+    "likes",
+    "saves",
+    "shares",
+    "views",
+    "like_rate",
+    "view_rate",
+    "watch_share",
+    "watch_seconds",
+    "view_share",
+    "feeds",
 ]
 """Names of `measures.MEASURES`."""
 

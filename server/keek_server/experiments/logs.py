@@ -100,7 +100,7 @@ class Exposures:
 
 @dataclass(frozen=True, slots=True)
 class Interactions:
-    """k interactions. The log knows no seconds watched: a view stands for a video that was watched."""
+    """k interactions."""
 
     users: Int64Array
     """[k]: codes."""
@@ -110,13 +110,25 @@ class Interactions:
     """[k]: `InteractionKind`."""
     times_us: Int64Array
     """[k]: when they happened."""
+    watched_s: FloatArray
+    """[k]: how long the video was watched, of views and skips; NaN where that is not known."""
+    durations_s: FloatArray
+    """[k]: of the video; NaN where it is not known. It matters of what was watched for a known time alone."""
 
     def __post_init__(self) -> None:
         _same_length(
-            "interactions", users=self.users, videos=self.videos, kinds=self.kinds, times_us=self.times_us
+            "interactions",
+            users=self.users,
+            videos=self.videos,
+            kinds=self.kinds,
+            times_us=self.times_us,
+            watched_s=self.watched_s,
+            durations_s=self.durations_s,
         )
         if not np.isin(self.kinds, list(InteractionKind)).all():
             raise InvalidArgumentError.of("interactions.kinds", "must be kinds of interaction")
+        if (self.watched_s < 0.0).any() or (self.durations_s <= 0.0).any():
+            raise InvalidArgumentError.of("interactions.watched_s", "must not be negative, nor the durations")
 
     def __len__(self) -> int:
         return len(self.users)

@@ -36,7 +36,9 @@ MEASURES: Final = (
     Measure("views", "views a user", "views", "users"),
     Measure("like_rate", "likes a video shown", "likes", "slots"),
     Measure("view_rate", "views a video shown", "views", "slots"),
-    Measure("watch_share", "views of all views and skips", "views", "answers"),
+    Measure("watch_share", "share watched of videos viewed or skipped", "watched_s", "watchable_s"),
+    Measure("watch_seconds", "seconds watched a user", "watched_s", "users"),
+    Measure("view_share", "views of all views and skips", "views", "answers"),
     Measure("feeds", "feeds a user", "feeds", "users"),
 )
 

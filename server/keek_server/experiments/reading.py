@@ -9,6 +9,7 @@ import numpy as np
 import sqlalchemy as sa
 
 from keek_server.clock import now_us
+from keek_server.experiments.durations import read_durations
 from keek_server.experiments.guardrails import FeedHealth
 from keek_server.experiments.logs import Exposures, Interactions, Pool, Pooled
 from keek_server.experiments.registry import Experiment
@@ -207,18 +208,29 @@ async def _done(
 ) -> Interactions:
     """What users who have a code did."""
     c = interactions.c
-    query = sa.select(c.seq, c.user_id, c.video_id, c.kind, c.event_time_us).where(
+    query = sa.select(c.seq, c.user_id, c.video_id, c.kind, c.event_time_us, c.watched_ms).where(
         c.event_time_us.between(start_us, end_us)
     )
-    rows: list[tuple[int, int, int, int]] = []
+    rows: list[tuple[int, int, int, int, int]] = []
     async for page in _pages(database, query, c.seq):
         rows += [
-            (users[row.user_id], videos[row.video_id], row.kind, row.event_time_us)
+            (
+                *(users[row.user_id], videos[row.video_id], row.kind, row.event_time_us),
+                -1 if row.watched_ms is None else row.watched_ms,
+            )
             for row in page
             if row.user_id in users
         ]
-    table = np.array(rows, np.int64).reshape(-1, 4)
-    return Interactions(table[:, 0], table[:, 1], table[:, 2].astype(np.int8), table[:, 3])
+    own_users, own_videos, kinds, times_us, watched_ms = np.array(rows, np.int64).reshape(-1, 5).T
+    is_timed = watched_ms >= 0
+    ids, timed = list(videos.known), np.unique(own_videos[is_timed]).tolist()
+    by_id = await read_durations(database, [ids[code] for code in timed])
+    durations_s = np.full(len(ids), np.nan)
+    durations_s[timed] = [by_id.get(ids[code], np.nan) for code in timed]
+    watched_s = np.where(is_timed, watched_ms / 1000, np.nan)
+    return Interactions(
+        own_users, own_videos, kinds.astype(np.int8), times_us, watched_s, durations_s[own_videos]
+    )
 
 
 async def _pages(

@@ -37,8 +37,9 @@ COUNTS: Final = {
 """How the sums of each kind are called."""
 
 Sums = Mapping[str, FloatArray]
-"""[u] each: `users` (ones), `feeds`, `slots`, the names of COUNTS, `answers` (views and skips) and
-`north_star` (the weighted sum of all kinds)."""
+"""[u] each: `users` (ones), `feeds`, `slots`, the names of COUNTS, `answers` (views and skips),
+`north_star` (the weighted sum of all kinds), and, where both are known, `watched_s` (the seconds that
+videos were watched, of each at most its duration: a loop counts once) and `watchable_s` (their durations)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,9 @@ def user_totals(
 ) -> UserTotals:
     """Sums by user.
 
-    A kind counts once per slot: who likes a video twice has liked it. The unit is the user in the arm seen
-    first, so that a comparison stays one of random groups.
+    A kind counts once per slot: who likes a video twice has liked it. Of several times that a slot's video
+    was watched the longest counts. In an arm of which no such time is known, `watched_s` is NaN: unknown is
+    not nothing. The unit is the user in the arm seen first, so that a comparison stays one of random groups.
 
     Args:
         exposures: Of the experiment, and, where there are any, of the same users before its start.
@@ -96,11 +98,17 @@ def user_totals(
     found = attribute(exposures, interactions, window_us)
     sums = _feed_sums(exposures, places, in_arm, len(users))
     _add_kinds(sums, *_caused(exposures, interactions, found, places, in_arm), weights)
+    _add_watched(sums, *_watched_slots(exposures, interactions, found, places, in_arm))
+    in_arms = np.bincount(arms, sums["watchable_s"])
+    sums["watched_s"][in_arms[arms] == 0.0] = np.nan
     earlier = (exposures.times_us < start_us) & (places >= 0)
     before = _feed_sums(exposures, places, earlier, len(users))
     own = _places(users, interactions.users)
     kept = (own >= 0) & (interactions.times_us < start_us)
     _add_kinds(before, own[kept], interactions.kinds[kept].astype(np.int64), weights)
+    seconds = _seconds(interactions)
+    timed = kept & ~np.isnan(seconds)
+    _add_watched(before, own[timed], seconds[timed], interactions.durations_s[timed])
     return UserTotals(users, arms, sums, before, len(moved))
 
 
@@ -175,6 +183,40 @@ def _add_kinds(
         sums[name] = np.bincount(places[kinds == kind], minlength=count).astype(np.float64)
     sums["answers"] = sums["views"] + sums["skips"]
     sums["north_star"] = np.bincount(places, _weight_of(weights)[kinds], minlength=count).astype(np.float64)
+
+
+def _seconds(interactions: Interactions) -> FloatArray:
+    """float64 [k]: how much of the video was watched, at most all of it; NaN where that is not known."""
+    return np.minimum(interactions.watched_s, interactions.durations_s)
+
+
+def _watched_slots(
+    exposures: Exposures,
+    interactions: Interactions,
+    found: Attribution,
+    places: Int64Array,
+    in_arm: BoolArray,
+) -> tuple[Int64Array, FloatArray, FloatArray]:
+    """The users, by place, the seconds watched and the durations of slots whose video was watched for a known
+    time."""
+    seconds = _seconds(interactions)
+    timed = np.flatnonzero((found.slots >= 0) & ~np.isnan(seconds))
+    # The longest time of each slot is the last one.
+    timed = timed[np.lexsort((seconds[timed], found.slots[timed]))]
+    slots = found.slots[timed]
+    is_last = np.append(slots[1:] != slots[:-1], True)[: len(slots)]
+    feeds = exposures.feeds[slots]
+    kept = is_last & in_arm[feeds]
+    own = timed[kept]
+    return places[feeds[kept]], seconds[own], interactions.durations_s[own]
+
+
+def _add_watched(
+    sums: dict[str, FloatArray], places: Int64Array, seconds: FloatArray, durations_s: FloatArray
+) -> None:
+    count = len(sums["users"])
+    for name, values in (("watched_s", seconds), ("watchable_s", durations_s)):
+        sums[name] = np.bincount(places, values, minlength=count).astype(np.float64)
 
 
 def _weight_of(weights: Mapping[InteractionKind, float]) -> FloatArray:
