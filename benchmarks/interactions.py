@@ -112,6 +112,8 @@ def _interactions(arena: Arena, count: int) -> list[pb.Interaction]:
             kind=pb.InteractionKind.ValueType(1 + i % 4),
         )
         one.event_time.FromMicroseconds(now - i)
+        if one.kind == pb.INTERACTION_KIND_VIEW:
+            one.watched.FromMilliseconds(i % 60_000)
         made.append(one)
     return made
 
@@ -154,7 +156,8 @@ async def _raw(table: RawTable, interactions: list[pb.Interaction]) -> float:
 def _raw_row(one: pb.Interaction) -> RawRow:
     time_us = one.event_time.ToMicroseconds()
     event_id = uuid.UUID(one.event_id)
-    return (event_id, one.user_id, one.video_id, int(one.kind), time_us, time_us, "", "[]")
+    watched_ms = one.watched.ToMilliseconds() if one.HasField("watched") else None
+    return (event_id, one.user_id, one.video_id, int(one.kind), time_us, time_us, "", "[]", watched_ms)
 
 
 def _serve_echo(pipe: Any) -> None:

@@ -12,10 +12,10 @@ import sqlalchemy as sa
 
 from keek_server.settings import Settings
 
-RawRow = tuple[UUID, str, str, int, int, int, str, str]
-"""event_id, user_id, video_id, kind, event_time_us, record_time_us, region, tags."""
+RawRow = tuple[UUID, str, str, int, int, int, str, str, int | None]
+"""event_id, user_id, video_id, kind, event_time_us, record_time_us, region, tags, watched_ms."""
 
-_COLUMNS = "event_id, user_id, video_id, kind, event_time_us, record_time_us, region, tags"
+_COLUMNS = "event_id, user_id, video_id, kind, event_time_us, record_time_us, region, tags, watched_ms"
 _TABLE = "raw_interactions"
 
 
@@ -70,7 +70,7 @@ class _SqliteTable:
         self._connection.close()
 
     def _insert(self, rows: Sequence[RawRow]) -> None:
-        values = "?, ?, ?, ?, ?, ?, ?, ?"
+        values = "?, ?, ?, ?, ?, ?, ?, ?, ?"
         self._connection.execute("BEGIN IMMEDIATE")
         self._connection.executemany(
             f"INSERT INTO {_TABLE} ({_COLUMNS}) VALUES ({values})", ((row[0].hex, *row[1:]) for row in rows)
@@ -86,9 +86,9 @@ class _PostgresTable:
 
     async def insert(self, rows: Sequence[RawRow]) -> None:
         await self._connection.execute(
-            f"INSERT INTO {_TABLE} ({_COLUMNS}) SELECT e, u, v, k, t, r, g, j::json FROM unnest($1::uuid[],"
-            " $2::text[], $3::text[], $4::smallint[], $5::bigint[], $6::bigint[], $7::text[], $8::text[])"
-            " AS rows (e, u, v, k, t, r, g, j)",
+            f"INSERT INTO {_TABLE} ({_COLUMNS}) SELECT e, u, v, k, t, r, g, j::json, w FROM unnest("
+            "$1::uuid[], $2::text[], $3::text[], $4::smallint[], $5::bigint[], $6::bigint[], $7::text[], $8::text[],"
+            " $9::integer[]) AS rows (e, u, v, k, t, r, g, j, w)",
             *map(list, zip(*rows, strict=True)),
         )
 

@@ -1,9 +1,9 @@
 """`prepare.py HOST:PORT FOLDER`: requests about what the server has, for `ghz --data-file`.
 
 An interaction with an unknown video is refused, and which videos are known depends on the data. Writes
-`interactions.json`, in which some videos are met far more often than others, and, where the release has a
-CLIP, `searches.json` with the videos' own tags. ghz takes the messages in turn; what stands in its templates
-it fills in for each call.
+`interactions.json`, in which some videos are met far more often than others and a view says how long the video
+was watched, and, where the release has a CLIP, `searches.json` with the videos' own tags. ghz takes the
+messages in turn; what stands in its templates it fills in for each call.
 """
 
 import itertools
@@ -17,6 +17,10 @@ import keek
 
 _VIDEOS = 1000
 _MESSAGES = 2000
+_VIEWS = 0.9
+"""Of the interactions; the others are likes."""
+_DURATION_S = 30.0
+"""Of videos whose own is not known."""
 _CONFIGS = Path(__file__).parent
 
 
@@ -34,7 +38,7 @@ def main(target: str, folder: Path) -> int:
     draw.shuffle(videos)
     odds = [1 / rank for rank in range(1, len(videos) + 1)]
     drawn = draw.choices(videos, odds, k=_MESSAGES)
-    _write(folder / "interactions.json", [_interaction(video.video_id) for video in drawn])
+    _write(folder / "interactions.json", [_interaction(video, draw) for video in drawn])
     searches = folder / "searches.json"
     searches.unlink(missing_ok=True)
     if has_clip:
@@ -50,10 +54,13 @@ def _has_clip(client: keek.Client) -> bool:
     return True
 
 
-def _interaction(video_id: str) -> dict[str, Any]:
+def _interaction(video: keek.Video, draw: random.Random) -> dict[str, Any]:
     message = _template("record_interaction")
-    message["interaction"]["video_id"] = video_id
-    return message
+    own = message["interaction"] | {"video_id": video.video_id, "kind": "INTERACTION_KIND_LIKE"}
+    if draw.random() < _VIEWS:
+        watched_s = draw.random() * (video.duration_s or _DURATION_S)
+        own |= {"kind": "INTERACTION_KIND_VIEW", "watched": f"{watched_s:.3f}s"}
+    return {**message, "interaction": own}
 
 
 def _search(tags: list[str]) -> dict[str, Any]:

@@ -80,6 +80,7 @@ async def test_two_arms_differ_as_they_say_all_is_logged_and_the_report_finds_it
         await settled(database, "e2e-mix")
         before = await logged_feeds(database, "e2e-mix")
         rng = random.Random(2)
+        durations_s = {video.video_id: video.duration_s async for video in client.iter_videos()}
         shown: Counter[str] = Counter()
         views: Counter[str] = Counter()
         for user_id in USERS:
@@ -90,8 +91,10 @@ async def test_two_arms_differ_as_they_say_all_is_logged_and_the_report_finds_it
             assert quota[TRENDING] == {"e2e-mix/control": 3, "e2e-mix/half": 5}[arm]
             shown[arm.partition("/")[2]] += 1
             for item in page.items:
-                if rng.random() < (0.4 if arm.endswith("half") else 0.1):
-                    await client.view(user_id, item.video_id)
+                is_half = arm.endswith("half")
+                if rng.random() < (0.4 if is_half else 0.1):
+                    watched_s = durations_s[item.video_id] * rng.uniform(0.3, 0.9 if is_half else 0.5)
+                    await client.view(user_id, item.video_id, watched_s=watched_s)
                     views[arm.partition("/")[2]] += 1
         assert min(shown.values()) > 35
         await settled(database, "e2e-mix")
@@ -105,6 +108,9 @@ async def test_two_arms_differ_as_they_say_all_is_logged_and_the_report_finds_it
     for row in rows["views"]:
         # What the time before predicts is taken out: it is next to nothing.
         assert row["value"] * row["user_count"] == pytest.approx(views[row["arm"]], rel=0.05)
+    shares = [row["value"] for row in rows["watch_share"]]
+    assert shares == pytest.approx([0.4, 0.6], abs=0.05)
+    assert rows["watch_share"][1]["difference"]["p_value"] < 0.001
     difference = rows["views"][1]["difference"]
     assert difference["relative_low"] > 0.5
     assert difference["p_value"] < 0.001

@@ -1,6 +1,8 @@
 """The load-test configurations: they ask for what the contract has, of this machine, and end."""
 
+import importlib.util
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -12,6 +14,7 @@ import pytest
 from google.protobuf import descriptor_pool, json_format, message_factory
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
+import keek
 from keek.v1 import feed_service_pb2, interaction_service_pb2, search_service_pb2
 from keek_server.rpc.rules import RuleChecker
 
@@ -46,6 +49,28 @@ def test_a_config_makes_a_call_that_the_server_accepts(config: dict[str, Any]) -
     request = message_factory.GetMessageClass(method.input_type)()
     json_format.ParseDict(filled_in(config["data"]), request)
     RuleChecker().check(request)
+
+
+def test_prepared_interactions_are_accepted_and_views_say_how_long_they_took() -> None:
+    spec = importlib.util.spec_from_file_location("ghz_prepare", KIT / "prepare.py")
+    assert spec is not None
+    assert spec.loader is not None
+    prepare = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(prepare)
+    draw, videos = random.Random(1), [keek.Video(video_id="v1", duration_s=4.0), keek.Video(video_id="v2")]
+    longest = {"v1": 4.0, "v2": 30.0}
+    views = 0
+    for number in range(500):
+        data = filled_in(prepare._interaction(videos[number % 2], draw))
+        request = interaction_service_pb2.RecordInteractionRequest()
+        json_format.ParseDict(data, request)
+        RuleChecker().check(request)
+        own = request.interaction
+        is_view = own.kind == keek.InteractionKind.INTERACTION_KIND_VIEW
+        views += is_view
+        assert own.HasField("watched") is is_view
+        assert own.watched.ToTimedelta().total_seconds() <= longest[own.video_id]
+    assert 430 < views < 470
 
 
 @every_config

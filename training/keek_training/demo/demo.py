@@ -25,6 +25,7 @@ from keek_training.demo.scenes import (
     stream_a_feed,
     time_feeds,
     upload_a_clip,
+    watch_a_feed,
 )
 from keek_training.publishing.clip import NO_CLIP
 
@@ -32,6 +33,7 @@ _RUN = "demo"
 _UP_S = 60.0
 _PUBLISHED_S = 60.0
 _USERS = 50
+_VIEWERS = 2
 _NEEDED = ("like_changed_next_feed", "viral_video_reached_other_user")
 
 
@@ -70,6 +72,7 @@ def demo(
             waited_s = wait_for_release(client, release_id, timeout_s=_PUBLISHED_S)
             scenes.append(Scene("server takes the release over", release_id, waited_s * 1000))
             scenes.append(stream_a_feed(client, users[0]))
+            scenes += [watch_a_feed(client, user_id) for user_id in users[-_VIEWERS:]]
             scenes.append(like_and_look_again(client, users[1]))
             scenes.append(make_a_video_viral(client, users[3:], users[2]))
             if with_clip:

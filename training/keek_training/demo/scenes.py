@@ -1,4 +1,4 @@
-"""What the demonstration shows with a running server: a feed, a like, a video that takes off."""
+"""What the demonstration shows with a running server: feeds, who watches, a like, a video that takes off."""
 
 import statistics
 import time
@@ -9,6 +9,8 @@ from pathlib import Path
 import keek
 
 _PAGE = 10
+_SKIPPED = 3
+"""Each third video of a page."""
 _LIKES = 3
 _FANS = 12
 _WARM_UP = 20
@@ -49,6 +51,21 @@ def stream_a_feed(client: keek.Client, user_id: str) -> Scene:
     return Scene(
         f"stream 3 pages to {user_id}", f"{len(items)} videos ({distinct} distinct): {mix}", took_ms, facts
     )
+
+
+def watch_a_feed(client: keek.Client, user_id: str) -> Scene:
+    """Watches most of some videos of a page, passes over the others, and says how long."""
+    started = time.perf_counter()
+    watched_s = length_s = 0.0
+    items = client.list_feed(user_id, page_size=_PAGE).items
+    for place, item in enumerate(items):
+        duration_s = client.get_video(item.video_id).duration_s
+        act, share = (client.skip, 0.1) if place % _SKIPPED == 0 else (client.view, 0.8)
+        act(user_id, item.video_id, watched_s=share * duration_s)
+        watched_s, length_s = watched_s + share * duration_s, length_s + duration_s
+    took_ms = (time.perf_counter() - started) * 1000
+    outcome = f"{watched_s:.0f} of {length_s:.0f} seconds of {len(items)} videos"
+    return Scene(f"{user_id} watches a page", outcome, took_ms, {"watched_s": round(watched_s, 1)})
 
 
 def like_and_look_again(client: keek.Client, user_id: str) -> Scene:
