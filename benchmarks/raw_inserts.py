@@ -87,8 +87,8 @@ class _PostgresTable:
     async def insert(self, rows: Sequence[RawRow]) -> None:
         await self._connection.execute(
             f"INSERT INTO {_TABLE} ({_COLUMNS}) SELECT e, u, v, k, t, r, g, j::json, w FROM unnest("
-            "$1::uuid[], $2::text[], $3::text[], $4::smallint[], $5::bigint[], $6::bigint[], $7::text[], $8::text[],"
-            " $9::integer[]) AS rows (e, u, v, k, t, r, g, j, w)",
+            "$1::uuid[], $2::text[], $3::text[], $4::smallint[], $5::bigint[], $6::bigint[], $7::text[],"
+            " $8::text[], $9::integer[]) AS rows (e, u, v, k, t, r, g, j, w)",
             *map(list, zip(*rows, strict=True)),
         )
 

@@ -1,8 +1,8 @@
 """`prepare.py HOST:PORT FOLDER`: requests about what the server has, for `ghz --data-file`.
 
 An interaction with an unknown video is refused, and which videos are known depends on the data. Writes
-`interactions.json`, in which some videos are met far more often than others and a view says how long the video
-was watched, and, where the release has a CLIP, `searches.json` with the videos' own tags. ghz takes the
+`interactions.json`, in which some videos are met far more often than others and a view says how long the
+video was watched, and, where the release has a CLIP, `searches.json` with the videos' own tags. ghz takes the
 messages in turn; what stands in its templates it fills in for each call.
 """
 
