@@ -53,5 +53,6 @@ def _decode(message: pb.Interaction) -> Interaction:
         KINDS[message.kind],
         message.event_time.ToMicroseconds() if has_time else now_us(),
         message.region,
-        watched_ms=message.watched.ToMilliseconds() if message.HasField("watched") else None,
+        (),
+        message.watched.ToMilliseconds() if message.HasField("watched") else None,
     )
