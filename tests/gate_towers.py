@@ -8,7 +8,15 @@ import numpy as np
 import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from keek_server.towers.contract import CLIP_DIMENSION, DIMENSION, USER_TOWER, VIDEO_TOWER, TowerContract
+from keek_server.towers.contract import (
+    CLIP_DIMENSION,
+    DIMENSION,
+    RANKER,
+    RANKING_FEATURES,
+    USER_TOWER,
+    VIDEO_TOWER,
+    TowerContract,
+)
 from keek_training.publishing.source import TowerSource
 
 ONNX_TYPES = {np.int32: TensorProto.INT32, np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16}
@@ -23,7 +31,7 @@ def model_of(
     weights: dict[str, npt.NDArray[Any]],
     *,
     opset: int = 17,
-    dimension: int = DIMENSION,
+    dimension: int | str = DIMENSION,
 ) -> ModelProto:
     """A model with the contract's inputs and output."""
     inputs = [
@@ -77,6 +85,31 @@ def video_tower(
         "rows": np.array(len(table), np.int32),
     }
     return model_of(VIDEO_TOWER, nodes, weights, **options)
+
+
+def ranker(weights: Sequence[float] = (-1.0,)) -> ModelProto:
+    """A sum of the first features, each times a weight; by default it turns the dot product's order round."""
+    column = np.zeros((len(RANKING_FEATURES), 1), np.float32)
+    column[: len(weights), 0] = weights
+    nodes = [
+        helper.make_node("MatMul", ["features", "column"], ["sums"]),
+        helper.make_node("Squeeze", ["sums", "last"], ["whole"]),
+        helper.make_node("Mul", ["whole", "mask"], ["masked"]),
+        # Inputs that nothing reads are none.
+        *_nothing_of("user_vector", [1]),
+        *_nothing_of("video_vectors", [1, 2]),
+        helper.make_node("Sum", ["masked", "nothing_of_user_vector", "nothing_of_video_vectors"], ["scores"]),
+    ]
+    constants = {"column": column, "last": np.int64([-1]), "zero_float": np.float32(0.0)}
+    return model_of(RANKER, nodes, constants, dimension="candidates")
+
+
+def _nothing_of(name: str, axes: list[int]) -> list[NodeProto]:
+    return [
+        helper.make_node("ReduceMean", [name], [f"mean_of_{name}"], axes=axes, keepdims=0),
+        helper.make_node("Mul", [f"mean_of_{name}", "zero_float"], [f"flat_of_{name}"]),
+        helper.make_node("Unsqueeze", [f"flat_of_{name}", "last"], [f"nothing_of_{name}"]),
+    ]
 
 
 def slow(loops: int) -> ModelProto:

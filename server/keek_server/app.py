@@ -20,6 +20,7 @@ from keek_server.feed.hydrators import LogHydrator, ProjectionHydrator
 from keek_server.feed.mixing import QuotaSelector
 from keek_server.feed.parameters import FeedParameters
 from keek_server.feed.pipeline import FeedPipeline, Stages
+from keek_server.feed.ranking import ReleaseRanking
 from keek_server.feed.scorers import SourceScorer
 from keek_server.feed.sources import PersonalisedSource, PopularSource, TrendingSource
 from keek_server.feed.types import FeedSource
@@ -165,6 +166,7 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
                 selector=QuotaSelector(),
                 side_effects=(exposures, figures, shadow),
                 fallbacks={FeedSource.PERSONALISED: CachedSource(cached_feeds)},
+                ranking=ReleaseRanking(),
             ),
             source_deadline_s=settings.source_deadline_s,
             parameters=FeedParameters(
@@ -172,6 +174,7 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
                 settings.per_owner_cap,
                 exploration=settings.exploration,
                 video_exploration=settings.video_exploration,
+                ranker=settings.ranker,
             ),
             assign=experiments.assign,
         )

@@ -178,6 +178,9 @@ class Settings(BaseSettings):
     """Whether a user's vector, and the videos found for it, serve further feeds as long as nothing that they
     were computed from has changed: the history, the seen videos, the release, the vectors of the videos.
     The newest interaction may have aged by 1 % of its age, and by 300 s at most."""
+    ranker: bool = False
+    """Whether the release's ranker, if it has one, orders the personalised videos of a feed; otherwise their
+    scores do. Arms of experiments may say otherwise."""
     trending_refresh_s: Annotated[float, Field(ge=0.0)] = 0.2
     """How old the head of the trending list may be that a server keeps for its feeds; 0 reads it for every
     feed. Who waits for an interaction to be in the feed (`wait_for_feed`) has it read anew."""
@@ -314,8 +317,15 @@ class Settings(BaseSettings):
     yet."""
     gate_size_mb: Annotated[float, Field(gt=0.0)] = 1024.0
     """Most MiB of a tower's file."""
+    gate_ranker_ndcg: Annotated[float, Field(ge=0.0)] = 1.0
+    """Least NDCG of a ranker on the latest pages of the log, as a share of the dot product's there: with
+    less, a release is published without it."""
     gate_users: Annotated[int, Field(ge=1)] = 500
     """Users that are sampled from the log to measure a release with."""
+
+    # -- the ranker -------------------------------------------------------------------------------
+    ranker_min_pages: Annotated[int, Field(ge=20)] = 2000
+    """Fewer pages of the log that something came of than this teach no ranker."""
 
     # -- the hourly job ---------------------------------------------------------------------------
     hourly_min_interactions: Annotated[int, Field(ge=1)] = 1000

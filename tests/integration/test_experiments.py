@@ -152,6 +152,35 @@ async def test_a_pinned_release_must_be_able_to_serve_and_is_kept(
     assert {each.release_id for each in await releases.retire(0, ())} == {"new"}
 
 
+async def test_arms_with_a_ranker_start_where_the_release_has_one_and_in_one_layer_alone(
+    registry: ExperimentRegistry, database: Database
+) -> None:
+    def ranked(experiment_id: str, *, layer: str, is_on: bool, release_id: str = "") -> ExperimentDefinition:
+        own = {"ranker": is_on, "release_id": release_id}
+        arms = [{"name": "control"}, {"name": "other", "parameters": own}]
+        return definition(experiment_id, layer=layer, arms=arms)
+
+    releases, plain = ReleaseRegistry(database), bare_manifest("plain", 1)
+    await releases.register(plain, ReleaseState.READY)
+    given = bare_manifest("ranked", 2).model_copy(update={"ranker": plain.user_tower})
+    await releases.register(given, ReleaseState.READY)
+    await registry.create(ranked("on", layer="x", is_on=True))
+    with pytest.raises(FailedPreconditionError, match="release none has no ranker"):
+        await registry.start("on")
+    await releases.activate("plain", "")
+    with pytest.raises(FailedPreconditionError, match="release plain has no ranker"):
+        await registry.start("on")
+    await registry.update(ranked("on", layer="x", is_on=True, release_id="ranked"))
+    await registry.start("on")
+    await registry.stop("on")
+    await releases.activate("ranked", "")
+    await registry.create(ranked("again", layer="x", is_on=True))
+    await registry.start("again")
+    await registry.create(ranked("off", layer="y", is_on=False))
+    with pytest.raises(FailedPreconditionError, match="experiment again sets ranker in another layer"):
+        await registry.start("off")
+
+
 async def test_an_arm_is_stopped_once_and_a_review_is_one_servers(registry: ExperimentRegistry) -> None:
     await registry.create(definition())
     assert not await registry.claim_review("mix", 1)

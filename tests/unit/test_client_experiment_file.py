@@ -30,6 +30,7 @@ arms:
       exploration: 0.05
       video_exploration: 0.1
       release_id: r1
+      ranker: true
 audience: {user_id_prefixes: [u], languages: ["no", pt], regions: [KZ]}
 overrides: {u1: other, u2: control}
 adaptation: {metric: likes, floor: 0.1}
@@ -52,6 +53,7 @@ EXPECTED = keek.ExperimentDefinition(
                 exploration=0.05,
                 release_id="r1",
                 video_exploration=0.1,
+                ranker=True,
             ),
         ),
     ],
@@ -108,10 +110,15 @@ def test_the_example_is_seventy_thirty_against_half_and_half() -> None:
 
 
 def test_zero_is_not_absent(tmp_path: Path) -> None:
-    arms = [{"name": "a", "parameters": {"trending_slots": 0}}, {"name": "b", "parameters": {}}]
+    arms = [
+        {"name": "a", "parameters": {"trending_slots": 0, "ranker": False}},
+        {"name": "b", "parameters": {}},
+    ]
     found = read_definition(_json(tmp_path, LEAST | {"arms": arms}))
     assert found.arms[0].parameters.HasField("trending_slots")
+    assert found.arms[0].parameters.HasField("ranker")
     assert not found.arms[1].parameters.HasField("trending_slots")
+    assert not found.arms[1].parameters.HasField("ranker")
 
 
 @pytest.mark.parametrize(
@@ -131,6 +138,10 @@ def test_zero_is_not_absent(tmp_path: Path) -> None:
         (
             LEAST | {"guardrails": {"latencyRatio": 1}},
             "guardrails.latencyRatio: is not known; there are latency_ratio, empty_share",
+        ),
+        (
+            LEAST | {"arms": [{"name": "a", "parameters": {"ranker": 1}}]},
+            "arms[0].parameters.ranker: must be true or false, not 1",
         ),
         (LEAST | {"layer": 7}, "layer: must be text, not 7: put it in quotes"),
         (LEAST | {"layer": ["a"]}, "layer: must be text, not a list"),

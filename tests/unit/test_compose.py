@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from keek_server.settings import Settings
-from keek_server.towers.contract import CLIP_ENCODERS, TOWERS
+from keek_server.towers.contract import MODELS
 from keek_server.towers.control import CONTROL_KEY, CONTROL_PROTOCOLS
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +155,7 @@ def test_a_missing_secret_stops_compose_and_every_variable_is_documented() -> No
 def test_triton_loads_the_towers_and_guards_its_control_api(name: str) -> None:
     command = SERVICES[name]["command"]
     assert {option for option in command if option.startswith("--load-model")} == {
-        f"--load-model={tower.model}" for tower in (*TOWERS, *CLIP_ENCODERS)
+        f"--load-model={tower.model}" for tower in MODELS
     }
     (guard,) = (option for option in command if option.startswith("--grpc-restricted-protocol"))
     assert guard.startswith(f"--grpc-restricted-protocol={','.join(CONTROL_PROTOCOLS)}:{CONTROL_KEY}=${{")

@@ -59,11 +59,11 @@ def export(run: Run) -> dict[str, Any]:
         tower(inputs)  # makes the weights
         load_weights(tower, run.weights(contract.model))
         with run.writing(path) as aside:
-            _convert(tower, contract, aside)
+            convert(tower, contract, aside)
             check_contract(aside, contract)
             expected = np.asarray(keras.ops.convert_to_numpy(tower(inputs)))
-            difference = _difference(aside, contract, inputs, expected)
-        report[contract.model] = _describe(path, difference)
+            worst = difference(aside, contract, inputs, expected)
+        report[contract.model] = describe(path, worst)
         answers |= {f"{contract.model}/{name}": values for name, values in inputs.items()}
         answers[f"{contract.model}/{contract.output.name}"] = expected
     report["user_tower"]["ms_per_user"] = _ms_per_user(run.user_tower, config.towers.history_length)
@@ -73,7 +73,8 @@ def export(run: Run) -> dict[str, Any]:
     return report
 
 
-def _convert(tower: Any, contract: TowerContract, path: Path) -> None:
+def convert(tower: Any, contract: TowerContract, path: Path) -> None:
+    """Writes a model as ONNX, with the contract's names and shapes."""
     # Not before keek_training.backend, which sets TensorFlow's log level.
     import tensorflow as tf
     import tf2onnx
@@ -106,24 +107,33 @@ def _state_shapes(model: onnx.ModelProto, contract: TowerContract) -> None:
             dimensions.ClearField("dim")
             dimensions.dim.add(dim_param="batch")
             for size in contract.output.shape:
-                dimensions.dim.add(dim_value=size)
+                if size < 0:
+                    dimensions.dim.add(dim_param=f"{contract.output.name}_length")
+                else:
+                    dimensions.dim.add(dim_value=size)
 
 
-def _difference(path: Path, contract: TowerContract, inputs: Tensors, expected: Float32Array) -> float:
+def difference(path: Path, contract: TowerContract, inputs: Tensors, expected: Float32Array) -> float:
+    """The largest difference of any element between ONNX Runtime and Keras.
+
+    Raises:
+        SetupError: When it is above PARITY_BOUND.
+    """
     (found,) = open_session(path, 1).run([contract.output.name], inputs)
-    difference = float(np.max(np.abs(np.asarray(found) - expected)))
+    worst = float(np.max(np.abs(np.asarray(found) - expected)))
     # Written so that NaN is refused as well.
-    if not difference <= PARITY_BOUND:
+    if not worst <= PARITY_BOUND:
         raise SetupError(
-            f"{contract.model}: ONNX and Keras differ by {difference:.1e}, at most {PARITY_BOUND:.0e} may be"
+            f"{contract.model}: ONNX and Keras differ by {worst:.1e}, at most {PARITY_BOUND:.0e} may be"
         )
-    return difference
+    return worst
 
 
-def _describe(path: Path, difference: float) -> dict[str, Any]:
+def describe(path: Path, worst: float) -> dict[str, Any]:
+    """Of an exported file: how far it is from Keras, its size and checksum."""
     content = path.read_bytes()
     return {
-        "max_abs_difference": difference,
+        "max_abs_difference": worst,
         "size_bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
     }

@@ -5,9 +5,11 @@ import numpy as np
 from keek_server.interactions.kinds import InteractionKind
 from keek_server.towers.contract import CLIP_DIMENSION, DIMENSION
 from keek_server.towers.features import Tensors, user_features, video_features
+from keek_server.towers.ranking import Candidates, RankedPage, ranker_batch, ranking_features
 
 _RANDOM = 64
 _LONGEST_AGE_S = 60 * 86400.0
+_MOST_CANDIDATES = 60
 
 
 def golden_users(history_length: int, seed: int = 7) -> Tensors:
@@ -37,3 +39,26 @@ def golden_videos(seed: int = 8) -> Tensors:
         np.where(np.arange(_RANDOM) % 6, rng.uniform(0, 300, _RANDOM), 0).astype(np.float32),
         clips,
     )
+
+
+def golden_pages(seed: int = 9) -> Tensors:
+    """One candidate, many, and numbers between; with and without a history, an owner, popularity."""
+    rng = np.random.default_rng(seed)
+    pages = []
+    for count in (1, _MOST_CANDIDATES, *rng.integers(2, _MOST_CANDIDATES, _RANDOM // 2).tolist()):
+        user_vector = rng.normal(size=DIMENSION).astype(np.float32)
+        vectors = rng.normal(size=(count, DIMENSION)).astype(np.float32)
+        history = rng.normal(size=(count % 8, DIMENSION)).astype(np.float32)
+        owners = rng.integers(0, 4, count).astype(np.uint64)
+        candidates = Candidates(
+            vectors,
+            owners,
+            rng.uniform(0, 300, count).astype(np.float32),
+            rng.integers(0, int(_LONGEST_AGE_S * 1e6), count),
+            (rng.uniform(0, 0.01, count) * (np.arange(count) % 2)).astype(np.float32),
+        )
+        features = ranking_features(
+            user_vector, candidates, history, owners[: len(history)], int(_LONGEST_AGE_S * 1e6)
+        )
+        pages.append(RankedPage(user_vector, vectors, features))
+    return ranker_batch(pages)

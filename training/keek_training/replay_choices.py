@@ -51,11 +51,11 @@ async def release_choices(
         for start in range(0, len(users), _USERS):
             batch = users[start : start + _USERS]
             last_us = max(pages[user][-1][1].now_us for user in batch)
-            rows = await _done(database, [logged.user_ids[user] for user in batch], last_us)
+            rows = await done_by(database, [logged.user_ids[user] for user in batch], last_us)
             asked = [
                 own
                 for user in batch
-                for own in _as_it_was(pages[user], rows.get(logged.user_ids[user], []), settings)
+                for own in as_it_was(pages[user], rows.get(logged.user_ids[user], []), settings)
             ]
             for first in range(0, len(asked), _TOGETHER):
                 part = asked[first : first + _TOGETHER]
@@ -93,7 +93,7 @@ def _pages(logged: Logged) -> dict[int, list[Asked]]:
     return pages
 
 
-def _as_it_was(pages: Sequence[Asked], rows: Sequence[Any], settings: Settings) -> Iterator[Asked]:
+def as_it_was(pages: Sequence[Asked], rows: Sequence[Any], settings: Settings) -> Iterator[Asked]:
     """A user's pages with the history and what was seen at each, from all rows of the user in their order."""
     history: list[HistoryEntry] = []
     seen: dict[str, None] = {}
@@ -116,7 +116,7 @@ def _as_it_was(pages: Sequence[Asked], rows: Sequence[Any], settings: Settings) 
         )
 
 
-async def _done(database: Database, user_ids: Sequence[str], last_us: int) -> dict[str, list[Any]]:
+async def done_by(database: Database, user_ids: Sequence[str], last_us: int) -> dict[str, list[Any]]:
     """What users had done by some time, by user, in the order of the log."""
     c = interactions.c
     query = (

@@ -15,16 +15,19 @@ from keek_server.feed.history import history_inputs
 from keek_server.interactions.history import HistoryEntry
 from keek_server.releases.fresh import FreshVideos
 from keek_server.releases.plan import ReleaseState
+from keek_server.releases.ranking import RankedVideos
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.releases.release import Release
 from keek_server.retrieval.fresh import Allowed
+from keek_server.retrieval.index import Mask
 from keek_server.retrieval.live import LiveIndex
 from keek_server.retrieval.milvus_store import open_milvus
 from keek_server.retrieval.query import Excluded, Hits, Query
 from keek_server.settings import Settings
 from keek_server.storage.database import Database
-from keek_server.towers.contract import USER_TOWER, VIDEO_TOWER, TowerContract
+from keek_server.towers.contract import DIMENSION, USER_TOWER, VIDEO_TOWER, TowerContract
 from keek_server.towers.features import Float32Array, Tensors
+from keek_server.towers.ranking import RankedPage
 from keek_server.towers.users import user_batch
 from keek_server.videos.changes import ChangeFeed
 from keek_training.evaluation.served import Tower, onnx_tower
@@ -86,6 +89,7 @@ class Target:
         self.release = release
         self._index = index
         self._towers = towers
+        self._ranked = RankedVideos.of(release.corpus, index)
         self._newest_us = int(release.corpus.columns["create_times_us"].max(initial=0))
 
     def choose(self, moments: Sequence[Moment], per_owner_cap: int) -> list[list[str] | None]:
@@ -94,15 +98,8 @@ class Target:
         More than a page needs, where there are so many; at most `per_owner_cap` of one owner with what stands
         beside them.
         """
-        length = self.release.manifest.history_length
-        inputs = [
-            history_inputs(self._index, own.user_id, own.history[-length:], own.now_us) for own in moments
-        ]
-        known = [place for place, own in enumerate(inputs) if len(own.kinds)]
         chosen: list[list[str] | None] = [None] * len(moments)
-        if not known:
-            return chosen
-        vectors = self._towers.answer(USER_TOWER, user_batch([inputs[place] for place in known]))
+        known, vectors = self._user_vectors(moments)
         queries = [
             Query(
                 vector,
@@ -115,6 +112,28 @@ class Target:
         for place, hits in zip(known, self._index.search(queries), strict=True):
             chosen[place] = self._capped(hits, moments[place].beside, per_owner_cap)
         return chosen
+
+    def ranked_pages(
+        self, moments: Sequence[Moment], video_ids: Sequence[Sequence[str]]
+    ) -> list[tuple[Mask, RankedPage] | None]:
+        """What the release's ranker would read of some pages and their videos, as `RankedVideos.page` gives
+        it; None where the release does not know the user."""
+        pages: list[tuple[Mask, RankedPage] | None] = [None] * len(moments)
+        for place, vector in zip(*self._user_vectors(moments), strict=True):
+            own, length = moments[place], self.release.manifest.history_length
+            pages[place] = self._ranked.page(vector, video_ids[place], own.history[-length:], own.now_us)
+        return pages
+
+    def _user_vectors(self, moments: Sequence[Moment]) -> tuple[list[int], Float32Array]:
+        """Which moments' users the release knows, and their vectors, float32 [known, DIMENSION]."""
+        length = self.release.manifest.history_length
+        inputs = [
+            history_inputs(self._index, own.user_id, own.history[-length:], own.now_us) for own in moments
+        ]
+        known = [place for place, own in enumerate(inputs) if len(own.kinds)]
+        if not known:
+            return known, np.empty((0, DIMENSION), np.float32)
+        return known, self._towers.answer(USER_TOWER, user_batch([inputs[place] for place in known]))
 
     def _then(self, now_us: int) -> Allowed | None:
         """Only videos that were there; None where all were."""

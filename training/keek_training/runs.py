@@ -13,6 +13,7 @@ from keek_server.errors import SetupError
 from keek_server.settings import Settings
 
 _CONFIG, _METRICS, _HISTORY, _EXPORT = "config.json", "metrics.json", "history.json", "export.json"
+_RANKER = "ranker.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,16 @@ class Run:
     def golden(self) -> Path:
         """Golden inputs and what Keras answered, as one .npz."""
         return self.folder / "golden.npz"
+
+    @property
+    def ranker(self) -> Path:
+        """The exported ranker of pages by these towers' vectors."""
+        return self.folder / "ranker.onnx"
+
+    @property
+    def ranker_golden(self) -> Path:
+        """The same for the ranker as `golden`."""
+        return self.folder / "ranker_golden.npz"
 
     @property
     def curves(self) -> Path:
@@ -97,6 +108,18 @@ class Run:
     def write_export(self, report: dict[str, Any]) -> None:
         """Writes what export measured; it is the last file that an export writes."""
         self._write(_EXPORT, report)
+
+    def read_ranker(self) -> dict[str, Any] | None:
+        """What was measured of its ranker; None where it was given none."""
+        return self._read(_RANKER, "") if (self.folder / _RANKER).is_file() else None
+
+    def write_ranker(self, report: dict[str, Any]) -> None:
+        """Writes what was measured of its ranker; it is the last file of one."""
+        self._write(_RANKER, report)
+
+    def forget_ranker(self) -> None:
+        """From here on it has none, until one is written."""
+        (self.folder / _RANKER).unlink(missing_ok=True)
 
     def start(self) -> None:
         """Makes the folder anew: what an earlier run of this name left is gone, but for a checkpoint."""

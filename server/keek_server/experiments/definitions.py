@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError, model_validator
 
 from keek_server.errors import FieldViolation, InvalidArgumentError
 
@@ -54,6 +54,7 @@ class ArmParameters(_Part):
     per_owner_cap: Annotated[int, Field(ge=1, le=100)] | None = None
     exploration: Share | None = None
     video_exploration: Share | None = None
+    ranker: StrictBool | None = None
     release_id: Annotated[str, Field(max_length=64)] = ""
 
     @model_validator(mode="after")
@@ -155,6 +156,11 @@ class ExperimentDefinition(_Part):
     def release_ids(self) -> frozenset[str]:
         """The releases that its arms pin."""
         return frozenset(arm.parameters.release_id for arm in self.arms) - {""}
+
+    @property
+    def ranked_release_ids(self) -> frozenset[str]:
+        """The releases that its arms want ranked feeds of; empty stands for the active one."""
+        return frozenset(arm.parameters.release_id for arm in self.arms if arm.parameters.ranker)
 
     def while_running(self) -> dict[str, Any]:
         """What must stay as it is while it runs."""

@@ -17,8 +17,8 @@ from keek_server.experiments.assignment import BUCKETS, Running, free_buckets
 from keek_server.experiments.definitions import CONTROL, ExperimentDefinition, ExperimentState
 from keek_server.releases.plan import ReleaseState
 from keek_server.storage.database import Database
+from keek_server.storage.tables import activations, releases
 from keek_server.storage.tables import experiments as table
-from keek_server.storage.tables import releases
 
 _OVER: Final = (ExperimentState.STOPPED, ExperimentState.CONCLUDED)
 
@@ -127,7 +127,8 @@ class ExperimentRegistry:
         Raises:
             NotFoundError: When there is none of that id.
             FailedPreconditionError: When it is over, its layer has not so many users left, another layer's
-                experiment sets the same parameters, or a release that it pins cannot serve.
+                experiment sets the same parameters, a release that it pins cannot serve, or one whose ranker
+                it wants has none.
         """
 
         def change(connection: sa.Connection, own: Experiment) -> dict[str, Any]:
@@ -138,6 +139,7 @@ class ExperimentRegistry:
             others = _all(connection, table.c.state == ExperimentState.RUNNING)
             _check_parameters(own, others)
             _check_releases(connection, own.definition)
+            _check_rankers(connection, own.definition)
             return {
                 "state": ExperimentState.RUNNING,
                 "start_time_us": now_us(),
@@ -293,6 +295,15 @@ def _check_releases(connection: sa.Connection, definition: ExperimentDefinition)
         state = sa.select(releases.c.state).where(releases.c.release_id == release_id)
         if connection.execute(state).scalar_one_or_none() != ReleaseState.READY:
             raise FailedPreconditionError(f"release {release_id} cannot serve: it is not registered as ready")
+
+
+def _check_rankers(connection: sa.Connection, definition: ExperimentDefinition) -> None:
+    for release_id in sorted(definition.ranked_release_ids):
+        newest = sa.select(activations.c.release_id).order_by(activations.c.seq.desc()).limit(1)
+        wanted = release_id or connection.execute(newest).scalar_one_or_none()
+        manifest = sa.select(releases.c.manifest).where(releases.c.release_id == wanted)
+        if not (connection.execute(manifest).scalar_one_or_none() or {}).get("ranker"):
+            raise FailedPreconditionError(f"release {wanted or 'none'} has no ranker to be switched on")
 
 
 def _buckets(definition: ExperimentDefinition, others: list[Experiment]) -> list[tuple[int, int]]:

@@ -32,7 +32,8 @@ def explain(page: FeedPage, video_ids: Sequence[str], known: Collection[str]) ->
 def _served(page: FeedPage, video_id: str) -> Verdict | None:
     for place, item in enumerate(page.selection.items, 1):
         if item.video_id == video_id:
-            return Verdict(video_id, True, "mix", f"slot {place}, from {item.source.name.lower()}")
+            detail = f"slot {place}, from {item.source.name.lower()}{_ordered_by(page, item.source)}"
+            return Verdict(video_id, True, "mix", detail)
     return None
 
 
@@ -48,7 +49,7 @@ def _removed(page: FeedPage, video_id: str) -> Verdict | None:
 
 def _outranked(page: FeedPage, video_id: str) -> Verdict | None:
     places = [
-        f"number {place} of {total} from {candidate.source.name.lower()}"
+        f"number {place} of {total} from {candidate.source.name.lower()}{_ordered_by(page, candidate.source)}"
         for candidate, place, total in _ranked(page.candidates)
         if candidate.video_id == video_id
     ]
@@ -57,6 +58,12 @@ def _outranked(page: FeedPage, video_id: str) -> Verdict | None:
     return Verdict(
         video_id, False, "mix", f"others came first, or its owner's share was full: {', '.join(places)}"
     )
+
+
+def _ordered_by(page: FeedPage, source: FeedSource) -> str:
+    """Empty where the scores did it."""
+    version = page.context.ranker_version
+    return f", ordered by ranker version {version}" if version and source is FeedSource.PERSONALISED else ""
 
 
 def _ranked(candidates: list[Candidate]) -> Iterator[tuple[Candidate, int, int]]:

@@ -20,6 +20,8 @@ class FeedParameters:
     """Share of the slots whose source is drawn by chance."""
     video_exploration: float = 0.0
     """Share of the personalised slots whose video is drawn by chance, among the best few."""
+    ranker: bool = False
+    """Whether the release's ranker, if it has one, orders the personalised videos."""
 
     def trending_share(self, page_size: int) -> float:
         """Share of a page's slots."""
@@ -36,6 +38,7 @@ class FeedParameters:
             arm.trending_slots if own_split else self.trending_slots,
             self.exploration if arm.exploration is None else arm.exploration,
             self.video_exploration if arm.video_exploration is None else arm.video_exploration,
+            self.ranker if arm.ranker is None else arm.ranker,
         )
 
 

@@ -23,6 +23,7 @@ from keek_server.feed.types import (
     Filter,
     FilterTrace,
     Hydrator,
+    Ranking,
     Scorer,
     Selection,
     Selector,
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 _STEP_SHARE: Final = 1 / 3
 """Share of what is left of a feed's deadline that one step may take: when every step on the way is late, both
-hydrators, the sources and what stands in for them, a fifth of it is left to make the page."""
+hydrators, the sources and what stands in for them or the ranker, a fifth of it is left to make the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,8 @@ class Stages:
     side_effects: Sequence[SideEffect]
     fallbacks: Mapping[FeedSource, Source] = field(default_factory=dict)
     """Asked only for a request in which the source that they stand in for failed, or had nothing to go by."""
+    ranking: Ranking | None = None
+    """After the scorer, in feeds that are to be ranked."""
 
 
 class FeedPipeline:
@@ -100,11 +103,16 @@ class FeedPipeline:
         context = self._capture(query, serving)
         await self._hydrate(context)
         proposed, sources = await self._fetch(context)
-        candidates, filters, selection = self._choose(context, proposed)
+        candidates, filters = self._sift(context, proposed)
+        if context.parameters.ranker:
+            await self._rank(context, candidates)
+        selection = self._stages.selector.select(context, candidates)
         if not selection.as_planned:
-            more, reserves = await self._ask_all(self._stages.reserves, context)
-            sources += reserves
-            candidates, filters, selection = self._choose(context, proposed + more)
+            proposed, reserves = await self._ask_all(self._stages.reserves, context)
+            further, again = self._sift(context, proposed)
+            candidates, sources = candidates + further, sources + reserves
+            filters = list(map(_both, filters, again))
+            selection = self._stages.selector.select(context, candidates)
         _name_replacements(context, selection)
         elapsed_s = time.monotonic() - context.started_s
         return FeedPage(context, selection, sources, filters, candidates, elapsed_s)
@@ -126,9 +134,8 @@ class FeedPipeline:
         if not assignment.arms:
             return self._as_usual(query, self._live.serving(query.user_id))
         pinned = assignment.parameters.release_id
-        if not pinned:
-            serving = self._live.serving(query.user_id)
-        elif (serving := self._live.pinned(pinned)) is None:
+        serving = self._live.pinned(pinned) if pinned else self._live.serving(query.user_id)
+        if serving is None or (assignment.parameters.ranker and serving.ranker is None):
             # Not yet, or not on this server: what the arm stands for cannot be shown, and is not said to be.
             return self._as_usual(query, self._live.serving(query.user_id))
         parameters = self._parameters.with_arm(assignment.parameters)
@@ -140,7 +147,7 @@ class FeedPipeline:
     async def _hydrate(self, context: FeedContext) -> None:
         problems: list[str] = []
         for hydrator in self._stages.hydrators:
-            problem = await self._try(hydrator, context)
+            problem = await self._try(hydrator, context, hydrator.hydrate(context))
             if not problem:
                 if problems:
                     _degrade(context, f"history read from the {hydrator.name}: {'; '.join(problems)}")
@@ -151,25 +158,36 @@ class FeedPipeline:
             context.failed.add(FeedSource.PERSONALISED)
             _degrade(context, f"history unknown: {'; '.join(problems)}")
 
-    async def _try(self, hydrator: Hydrator, context: FeedContext) -> str:
-        """Why a hydrator failed; empty when it did not."""
+    async def _rank(self, context: FeedContext, candidates: list[Candidate]) -> None:
+        """Where it fails, the scores' order stays."""
+        ranking = self._stages.ranking
+        if ranking is None:
+            return
+        problem = await self._try(ranking, context, ranking.rank(context, candidates))
+        if problem:
+            _degrade(context, f"in the order of their scores: {problem}")
+
+    async def _try(
+        self, step: Hydrator | Ranking, context: FeedContext, work: Coroutine[Any, Any, None]
+    ) -> str:
+        """Why a step failed that does some work; empty when it did not."""
         slice_s = self._slice_s(context)
         started = time.perf_counter()
         try:
             async with asyncio.timeout(slice_s):
-                await hydrator.hydrate(context)
+                await work
         except TimeoutError:
-            problem = _late(hydrator.asks, slice_s)
+            problem = _late(step.asks, slice_s)
         except KeekError as error:
             problem = str(error)
         except Exception:
-            logger.exception("hydrator %s failed", hydrator.name)
-            problem = f"{hydrator.asks}: internal error"
+            logger.exception("%s failed", step.name)
+            problem = f"{step.asks}: internal error"
         else:
             problem = ""
-        metrics.labelled(metrics.stage_seconds, hydrator.name).observe(time.perf_counter() - started)
+        metrics.labelled(metrics.stage_seconds, step.name).observe(time.perf_counter() - started)
         if problem:
-            metrics.failures.labels(hydrator.name).inc()
+            metrics.failures.labels(step.name).inc()
         return problem
 
     async def _fetch(self, context: FeedContext) -> tuple[list[Candidate], list[SourceTrace]]:
@@ -244,13 +262,12 @@ class FeedPipeline:
     def _slice_s(self, context: FeedContext) -> float:
         return min(self._source_deadline_s, _STEP_SHARE * context.remaining_s)
 
-    def _choose(
+    def _sift(
         self, context: FeedContext, proposed: list[Candidate]
-    ) -> tuple[list[Candidate], list[FilterTrace], Selection]:
-        """What is left of the candidates, what each filter did, and the page."""
-        candidates, filters = self._filter(context, proposed)
-        candidates = self._stages.scorer.score(context, candidates)
-        return candidates, filters, self._stages.selector.select(context, candidates)
+    ) -> tuple[list[Candidate], list[FilterTrace]]:
+        """What is left of the candidates, best first within each source, and what each filter did."""
+        candidates, traces = self._filter(context, proposed)
+        return self._stages.scorer.score(context, candidates), traces
 
     def _filter(
         self, context: FeedContext, candidates: list[Candidate]
@@ -282,6 +299,12 @@ def _reason(source: Source, error: Exception) -> str:
         return str(error)
     logger.error("source %s failed", source.name, exc_info=error)
     return "internal error"
+
+
+def _both(first: FilterTrace, second: FilterTrace) -> FilterTrace:
+    """What one filter did, in two parts."""
+    kept, removed = first.kept_count + second.kept_count, first.removed_count + second.removed_count
+    return FilterTrace(first.name, kept, removed)
 
 
 def _late(asked: str, slice_s: float) -> str:

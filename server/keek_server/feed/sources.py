@@ -50,6 +50,7 @@ class PersonalisedSource:
             return None
         videos = serving.fresh.index
         vector = kept_vector(serving.users, videos, query.user_id, context.history, context.now_us)
+        context.user_vector = vector
         found = None if vector is None else _kept_videos(context, vector, _MARGIN * count)
         return None if found is None else self._proposed(found)
 
@@ -61,6 +62,7 @@ class PersonalisedSource:
         )
         if vector is None:
             return []
+        context.user_vector = vector
         if query.allowed is not None:
             found = await self._search(context, vector, _MARGIN * count)
         else:

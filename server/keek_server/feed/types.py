@@ -1,4 +1,4 @@
-"""What flows through the feed pipeline, and the six roles that work on it."""
+"""What flows through the feed pipeline, and the seven roles that work on it."""
 
 import time
 from collections.abc import Collection, Coroutine, Sequence
@@ -16,6 +16,7 @@ from keek_server.interactions.projection import UserState
 from keek_server.releases.opening import ServingRelease
 from keek_server.retrieval.fresh import Allowed, Columns
 from keek_server.retrieval.index import Mask
+from keek_server.towers.features import Float32Array
 from keek_server.videos.filters import ANY_VIDEO, FILTERED_COLUMNS, VideoFilter
 
 
@@ -87,6 +88,10 @@ class FeedContext:
     degradations: list[Degradation] = field(default_factory=list)
     failed: set[FeedSource] = field(default_factory=set)
     """The sources that could not do their part."""
+    user_vector: Float32Array | None = None
+    """float32 [DIMENSION], once the user tower has answered."""
+    ranker_version: int = 0
+    """Of the ranker that ordered the personalised candidates; 0 where their scores did."""
     parameters: FeedParameters = USUAL
     assignment: Assignment = NO_ARMS
     started_s: float = field(default_factory=time.monotonic)
@@ -246,6 +251,18 @@ class Scorer(Protocol):
 
     def score(self, context: FeedContext, candidates: list[Candidate]) -> list[Candidate]:
         """The candidates, best first within each source."""
+        ...
+
+
+class Ranking(Protocol):
+    """Puts candidates in another order than that of their scores, within their source."""
+
+    name: str
+    asks: str
+    """What it waits for, for people."""
+
+    async def rank(self, context: FeedContext, candidates: list[Candidate]) -> None:
+        """Orders the list itself, at once; where it fails with a KeekError, the list is as it was."""
         ...
 
 

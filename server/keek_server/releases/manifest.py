@@ -7,7 +7,14 @@ from pydantic import BaseModel, ConfigDict
 
 from keek_server.errors import SetupError
 from keek_server.retrieval.index import IndexReport
-from keek_server.towers.contract import CLIP_IMAGE, CLIP_TEXT, USER_TOWER, VIDEO_TOWER, TowerContract
+from keek_server.towers.contract import (
+    CLIP_IMAGE,
+    CLIP_TEXT,
+    RANKER,
+    USER_TOWER,
+    VIDEO_TOWER,
+    TowerContract,
+)
 
 MANIFEST_FILE = "manifest.json"
 
@@ -74,6 +81,9 @@ class Candidate(BaseModel):
     user_tower: TowerVersion
     video_tower: TowerVersion
     clip: ClipVersion | None = None
+    ranker: TowerVersion | None = None
+    """What orders the personalised candidates of a page, where a feed is to be ranked; a release need not
+    have one."""
     history_length: int
     """How many of a user's latest interactions the user tower reads."""
     metrics: dict[str, Any]
@@ -107,7 +117,11 @@ class Manifest(Candidate):
     def models(self) -> dict[TowerContract, TowerVersion]:
         """The version of each model that the release is made of."""
         models = {USER_TOWER: self.user_tower, VIDEO_TOWER: self.video_tower}
-        return models if self.clip is None else models | self.clip.models
+        if self.clip is not None:
+            models |= self.clip.models
+        if self.ranker is not None:
+            models[RANKER] = self.ranker
+        return models
 
     def save(self, folder: Path) -> None:
         """Writes the manifest into the release's folder."""

@@ -10,6 +10,7 @@ import numpy as np
 
 from keek_server.errors import KeekError, SetupError
 from keek_server.releases.fresh import FreshVideos
+from keek_server.releases.ranking import RankedVideos, ReleaseRanker
 from keek_server.releases.release import VIDEO_COLUMNS, Audience, Release
 from keek_server.retrieval.found import FoundVideos
 from keek_server.retrieval.fresh import VECTORS
@@ -21,8 +22,16 @@ from keek_server.retrieval.searcher import SIDE_BATCH, Searcher
 from keek_server.settings import Settings
 from keek_server.towers.client import TowerClient
 from keek_server.towers.clip import Clip
-from keek_server.towers.contract import DIMENSION, USER_TOWER, VIDEO_TOWER, TowerContract
+from keek_server.towers.contract import (
+    DIMENSION,
+    RANKER,
+    RANKING_FEATURES,
+    USER_TOWER,
+    VIDEO_TOWER,
+    TowerContract,
+)
 from keek_server.towers.features import Float32Array, Tensors, user_features, video_features
+from keek_server.towers.ranking import RankedPage, Ranker, ranker_batch
 from keek_server.towers.users import UserVectors
 from keek_server.videos.changes import ChangeFeed
 
@@ -30,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 _WARM_UP_DEADLINE_S = 10.0
 _PROBE_DEADLINE_S = 1.0
+_PAGE = 30
+"""Candidates of the page that a ranker is tried with, as of ten slots."""
 _USERS_KEPT = 20_000
 """Users whose vectors and found videos a release keeps: 12 MiB and about 40 MiB."""
 
@@ -52,6 +63,8 @@ class ServingRelease:
     audience_searcher: Searcher
     clip: Clip | None
     """None in a release without CLIP."""
+    ranker: ReleaseRanker | None = None
+    """None in a release without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +177,15 @@ class ReleaseOpener:
             audience,
             self._side_searcher(audience),
             clip,
+            self._ranker(release, fresh.index),
         )
+
+    def _ranker(self, release: Release, videos: LiveIndex) -> ReleaseRanker | None:
+        entry = release.manifest.ranker
+        if entry is None:
+            return None
+        model = Ranker(self._towers, entry.version, deadline_s=self._settings.source_deadline_s)
+        return ReleaseRanker(model, RankedVideos.of(release.corpus, videos))
 
     def _side_searcher(self, index: LiveIndex) -> Searcher:
         return Searcher(
@@ -190,21 +211,27 @@ class ReleaseOpener:
         return clip
 
     async def _warm_up(self, release: Release) -> None:
-        """A whole query against it, and a video: shows that both towers and the index answer."""
+        """A whole query against it, and a video: shows that both towers, the ranker and the index answer."""
         await self._ask(release, VIDEO_TOWER, _one_video(), deadline_s=_WARM_UP_DEADLINE_S)
         vectors = await self._ask(release, USER_TOWER, _one_user(release), deadline_s=_WARM_UP_DEADLINE_S)
         await asyncio.to_thread(release.index.search, vectors, 100)
+        if release.manifest.ranker is not None:
+            await self._ask(release, RANKER, _one_page(), deadline_s=_WARM_UP_DEADLINE_S, width=_PAGE)
 
     async def _ask(
-        self, release: Release, tower: TowerContract, features: Tensors, *, deadline_s: float
+        self,
+        release: Release,
+        tower: TowerContract,
+        features: Tensors,
+        *,
+        deadline_s: float,
+        width: int = DIMENSION,
     ) -> Float32Array:
-        """The vector of one row, float32 [1, DIMENSION]."""
+        """The answer to one row, float32 [1, width]: a vector, unless the width is another."""
         version = release.manifest.models[tower].version
         vectors = await self._towers.vectors(tower, version, features, deadline_s=deadline_s)
-        if vectors.shape != (1, DIMENSION):
-            raise SetupError(
-                f"{tower.model} version {version} gave {vectors.shape}, expected (1, {DIMENSION})"
-            )
+        if vectors.shape != (1, width):
+            raise SetupError(f"{tower.model} version {version} gave {vectors.shape}, expected (1, {width})")
         return vectors
 
 
@@ -220,6 +247,12 @@ def _one_user(release: Release) -> Tensors:
 
 def _one_video() -> Tensors:
     return video_features([""], [""], [()], [0.0])
+
+
+def _one_page() -> Tensors:
+    vectors = np.zeros((_PAGE, DIMENSION), np.float32)
+    features = np.zeros((_PAGE, len(RANKING_FEATURES)), np.float32)
+    return ranker_batch([RankedPage(vectors[0], vectors, features)])
 
 
 def _audience(release: Release, fresh_limit: int) -> LiveIndex:

@@ -29,6 +29,7 @@ def encode_release(registered: Registered) -> pb.Release:
         video_tower_version=_number(_part(manifest, "video_tower"), "version"),
         clip_image_version=_number(_part(clip, "image"), "version"),
         clip_text_version=_number(_part(clip, "text"), "version"),
+        ranker_version=_number(_part(manifest, "ranker"), "version"),
         dimension=_number(manifest, "dimension"),
         video_count=_number(_part(manifest, "index"), "videos"),
         gates=_gates(manifest),

@@ -1,4 +1,4 @@
-"""The contract of the towers: tensor names, dtypes and shapes, as in each `config.pbtxt`.
+"""The contract of the towers and the ranker: tensor names, dtypes and shapes, as in each `config.pbtxt`.
 
 Shapes leave the batch dimension out; -1 is free. Whatever is exported is checked
 against this, whatever is served is asked for by these names.
@@ -87,3 +87,32 @@ CLIP_TEXT: Final = TowerContract(
 
 CLIP_ENCODERS: Final = (CLIP_IMAGE, CLIP_TEXT)
 """CLIP's two encoders; their vectors are L2-normalised, of one space."""
+
+RANKING_FEATURES: Final = (
+    "affinity",
+    "popularity",
+    "age",
+    "duration",
+    "owner_share",
+    "mean_similarity",
+    "max_similarity",
+)
+"""What the ranker reads of a candidate beside its vector; see `ranking.ranking_features`."""
+
+RANKER: Final = TowerContract(
+    model="ranker",
+    # A row is a page: its user, and the candidates, padded behind with zeros.
+    inputs=(
+        TensorSpec("user_vector", np.float32, (DIMENSION,)),
+        TensorSpec("video_vectors", np.float32, (-1, DIMENSION)),
+        TensorSpec("features", np.float32, (-1, len(RANKING_FEATURES))),
+        # 1 where a candidate is, 0 where none is.
+        TensorSpec("mask", np.float32, (-1,)),
+    ),
+    # One a candidate, the better the higher; they are compared within one page alone.
+    output=TensorSpec("scores", np.float32, (-1,)),
+    max_batch_size=64,
+)
+
+MODELS: Final = (*TOWERS, *CLIP_ENCODERS, RANKER)
+"""All that a release may be made of."""

@@ -18,11 +18,11 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime
 
-from keek_server.towers.contract import TOWERS, USER_TOWER, TowerContract
+from keek_server.towers.contract import MODELS, USER_TOWER, TowerContract
 from keek_server.towers.features import Float32Array, Tensors
 from keek_server.videos.decoding.sandbox import close_sandbox, die_with
 from keek_training.gates.inspection import identity_model, inspect, session
-from keek_training.gates.rows import longest_row
+from keek_training.gates.rows import fits, longest_row
 
 _TIMED_S: Final = 2.0
 _TIMED_CALLS: Final = (5, 200)
@@ -43,7 +43,7 @@ def main() -> None:
     session(identity_model(8)).run(None, {"x": np.zeros(1, np.float32)})
     flaw = close_sandbox(memory_mb=job["memory_mb"], cpu_s=job["cpu_s"])
     _say("closed", flaw=flaw)
-    (contract,) = (tower for tower in TOWERS if tower.model == job["tower"])
+    (contract,) = (tower for tower in MODELS if tower.model == job["tower"])
     try:
         _examine(contract, job, _unprefixed(inputs), _unprefixed(live_inputs))
     except MemoryError:
@@ -71,7 +71,7 @@ def _examine(contract: TowerContract, job: dict[str, Any], inputs: Tensors, live
     vectors = run(inputs)
     encoded = base64.b64encode(vectors.tobytes()).decode()
     _say("answered", shape=vectors.shape, dtype=str(vectors.dtype), vectors=encoded)
-    is_whole = vectors.shape == (len(inputs[contract.inputs[0].name]), *contract.output.shape)
+    is_whole = len(vectors) == len(inputs[contract.inputs[0].name]) and fits(vectors, contract)
     if not job["timed"] or not is_whole:
         return
     _say("alone", difference=_alone(run, inputs, vectors), padding=_padding(run, contract, inputs, vectors))

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from keek_server.errors import SetupError
-from keek_server.towers.contract import USER_TOWER, TowerContract
+from keek_server.towers.contract import RANKER, USER_TOWER, TowerContract
 from keek_server.towers.features import Float32Array, Tensors
 from keek_training.gates.examine import examine
-from keek_training.golden import golden_users, golden_videos
+from keek_training.golden import golden_pages, golden_users, golden_videos
 from keek_training.publishing.source import TowerSource
 
 
@@ -28,18 +28,21 @@ class Golden:
         Raises:
             SetupError: When what export recorded cannot be read.
         """
-        if source.golden is None:
+        path = source.golden_of(contract)
+        if path is None:
             return cls(golden_inputs(contract, source.history_length), None)
         try:
-            with np.load(source.golden, allow_pickle=False) as file:
+            with np.load(path, allow_pickle=False) as file:
                 inputs = {spec.name: file[f"{contract.model}/{spec.name}"] for spec in contract.inputs}
                 return cls(inputs, np.asarray(file[f"{contract.model}/{contract.output.name}"], np.float32))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            raise SetupError(f"{source.golden} holds no golden vectors: export again: {error}") from error
+            raise SetupError(f"{path} holds no golden vectors: export again: {error}") from error
 
 
 def golden_inputs(contract: TowerContract, history_length: int) -> Tensors:
     """Random inputs and the edges, the same each time."""
+    if contract == RANKER:
+        return golden_pages()
     return golden_users(history_length) if contract == USER_TOWER else golden_videos()
 
 

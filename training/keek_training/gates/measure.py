@@ -91,7 +91,7 @@ async def _parity(candidate: Measured, towers: TowerClient, settings: Settings) 
     if candidate.source is None:
         raise ValueError("a candidate comes with its source")
     results = []
-    for tower in TOWERS:
+    for tower in candidate.source.models:
         golden = Golden.of(candidate.source, tower)
         expected = await asyncio.to_thread(answers_of, candidate.source, tower, golden)
         found = await towers.vectors(

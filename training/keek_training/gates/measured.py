@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from keek_server.releases.release import Corpus, Release
 from keek_server.retrieval.index import Index, IndexReport
-from keek_server.towers.contract import VIDEO_TOWER, TowerContract
+from keek_server.towers.contract import RANKER, VIDEO_TOWER, TowerContract
 from keek_training.publishing.source import TowerSource
 
 
@@ -23,9 +23,13 @@ class Measured:
     index_report: IndexReport
     source: TowerSource | None = None
     """What a candidate is made from; not needed of the live release."""
+    ranker: int = 0
+    """Version in Triton; 0 without one."""
 
     def version(self, tower: TowerContract) -> int:
-        """The version of one tower."""
+        """The version of one tower, or of the ranker."""
+        if tower == RANKER:
+            return self.ranker
         return self.video_tower if tower == VIDEO_TOWER else self.user_tower
 
     @classmethod

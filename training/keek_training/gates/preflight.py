@@ -10,11 +10,11 @@ import numpy as np
 
 from keek_server.releases.manifest import GateResult
 from keek_server.settings import Settings
-from keek_server.towers.contract import TOWERS, USER_TOWER, VIDEO_TOWER, TowerContract
+from keek_server.towers.contract import RANKER, USER_TOWER, VIDEO_TOWER, TowerContract
 from keek_training.gates.examine import Examination, Limits, Live, examine
 from keek_training.gates.golden import Golden, golden_inputs
 from keek_training.gates.results import at_least, at_most, failed
-from keek_training.gates.rows import longest_row
+from keek_training.gates.rows import fits, longest_row
 from keek_training.gates.vectors import Moments, difference, vector_gates
 from keek_training.publishing.source import TowerSource
 
@@ -39,7 +39,8 @@ class LiveTowers:
 def preflight(
     source: TowerSource, live: LiveTowers | None, settings: Settings, *, limits: Limits | None = None
 ) -> list[GateResult]:
-    """Blocks for some seconds: looks at both towers, each up to the first gate that makes the next pointless.
+    """Blocks for some seconds: looks at both towers, and the ranker if there is one, each up to the first
+    gate that makes the next pointless.
 
     Args:
         source: What is to be published. Its files are read, and nothing that they name.
@@ -51,7 +52,7 @@ def preflight(
         SetupError: When the golden vectors of a run cannot be read, or no process can be started.
     """
     results: list[GateResult] = []
-    for contract in TOWERS:
+    for contract in source.models:
         golden = Golden.of(source, contract)
         found = examine(
             source.path(contract),
@@ -66,7 +67,7 @@ def preflight(
 
 
 def _live(live: LiveTowers | None, contract: TowerContract) -> Live | None:
-    if live is None:
+    if live is None or contract == RANKER:
         return None
     inputs = golden_inputs(contract, live.history_length)
     return Live(live.path(contract), longest_row(contract, inputs))
@@ -104,7 +105,7 @@ def _wrong_answer(contract: TowerContract, found: Examination) -> list[str]:
     if found.vectors is None:
         return []
     rows, expected = found.vectors.shape[:1], contract.output.shape
-    is_right = found.vectors.shape == (*rows, *expected) and found.vectors.dtype == contract.output.dtype
+    is_right = fits(found.vectors, contract) and found.vectors.dtype == contract.output.dtype
     what = f"{found.vectors.dtype} {list(found.vectors.shape)}"
     wanted = f"{np.dtype(contract.output.dtype)} {[*rows, *expected]}"
     return [] if is_right else [f"output {contract.output.name} comes out as {what}, expected {wanted}"]

@@ -52,6 +52,7 @@ class Built:
             self.indexes.videos,
             self.indexes.videos_report,
             self.source,
+            self.models.ranker.version if self.models.ranker else 0,
         )
 
     def manifest(self, examination: Examination, checksums: dict[str, str]) -> Manifest:
@@ -67,6 +68,7 @@ class Built:
             user_tower=self.models.user_tower,
             video_tower=self.models.video_tower,
             clip=self.models.clip,
+            ranker=self.models.ranker,
             dimension=DIMENSION,
             history_length=self.source.history_length,
             catalogue_seq=self.catalogue.seq,

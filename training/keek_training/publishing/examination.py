@@ -14,7 +14,7 @@ from keek_server.retrieval.milvus_store import Milvus
 from keek_server.settings import Settings
 from keek_server.storage.database import Database
 from keek_server.towers.client import TowerClient
-from keek_server.towers.contract import TOWERS, USER_TOWER, VIDEO_TOWER, TowerContract
+from keek_server.towers.contract import RANKER, USER_TOWER, VIDEO_TOWER, TowerContract
 from keek_training.gates.evidence import Evidence
 from keek_training.gates.measure import measure
 from keek_training.gates.measured import Measured
@@ -59,17 +59,18 @@ class Examination:
         Args:
             version: What its towers would have got.
         """
-        user_tower, video_tower = (
-            TowerVersion(
+        entries = {
+            tower: TowerVersion(
                 version=version, sha256=self.sha256.get(tower.model, ""), size_bytes=_size(self.source, tower)
             )
-            for tower in (USER_TOWER, VIDEO_TOWER)
-        )
+            for tower in self.source.models
+        }
         return Candidate(
             release_id=self.release_id,
             create_time_us=now_us(),
-            user_tower=user_tower,
-            video_tower=video_tower,
+            user_tower=entries[USER_TOWER],
+            video_tower=entries[VIDEO_TOWER],
+            ranker=entries.get(RANKER),
             history_length=self.source.history_length,
             metrics=self.source.metrics,
             source=self.source.name,
@@ -81,7 +82,7 @@ class Examination:
         Raises:
             SetupError: When a file is not the one that the gates saw.
         """
-        for tower in TOWERS:
+        for tower in self.source.models:
             if models.by_name[tower.model].sha256 != self.sha256.get(tower.model):
                 raise SetupError(
                     f"{self.source.path(tower)} was changed while it was published: publish again"

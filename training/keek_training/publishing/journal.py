@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from keek_server.files import sha256_of, written_aside
 from keek_server.settings import Settings
-from keek_server.towers.contract import CLIP_IMAGE, CLIP_TEXT, TOWERS
+from keek_server.towers.contract import CLIP_IMAGE, CLIP_TEXT
 from keek_training.publishing.clip import ClipSource
 from keek_training.publishing.source import TowerSource
 
@@ -36,7 +36,7 @@ class Inputs:
     @classmethod
     def of(cls, source: TowerSource, clip: ClipSource | None) -> "Inputs":
         """Reads all files; one that is not there has no checksum, and is refused later."""
-        files = {tower.model: source.path(tower) for tower in TOWERS}
+        files = {tower.model: source.path(tower) for tower in source.models}
         if clip is not None:
             files |= {CLIP_IMAGE.model: clip.image, CLIP_TEXT.model: clip.text}
         sha256 = {model: sha256_of(path) for model, path in files.items() if path.is_file()}

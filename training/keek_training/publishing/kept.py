@@ -9,7 +9,7 @@ from keek_server.releases.manifest import ClipVersion, TowerVersion
 from keek_server.releases.plan import ReleaseState
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.storage.database import Database
-from keek_server.towers.contract import USER_TOWER, VIDEO_TOWER
+from keek_server.towers.contract import RANKER, USER_TOWER, VIDEO_TOWER
 
 _READ: Final = 100
 
@@ -20,6 +20,7 @@ class ReleaseModels(BaseModel):
     user_tower: TowerVersion
     video_tower: TowerVersion
     clip: ClipVersion | None = None
+    ranker: TowerVersion | None = None
 
     @property
     def by_name(self) -> dict[str, TowerVersion]:
@@ -27,6 +28,8 @@ class ReleaseModels(BaseModel):
         models = {USER_TOWER.model: self.user_tower, VIDEO_TOWER.model: self.video_tower}
         if self.clip is not None:
             models |= {encoder.model: entry for encoder, entry in self.clip.models.items()}
+        if self.ranker is not None:
+            models[RANKER.model] = self.ranker
         return models
 
 

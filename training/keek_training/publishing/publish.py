@@ -10,6 +10,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from keek_server.errors import KeekError, SetupError, UnavailableError
 from keek_server.releases.alias import point_alias
@@ -22,7 +23,7 @@ from keek_server.retrieval.milvus_store import Milvus, open_milvus
 from keek_server.settings import Settings
 from keek_server.storage.database import Database, open_database
 from keek_server.towers.client import TowerClient, open_towers
-from keek_server.towers.contract import CLIP_ENCODERS, TOWERS
+from keek_server.towers.contract import MODELS
 from keek_training.gates.verdict import RefusedError
 from keek_training.publishing.announcing import bring_out
 from keek_training.publishing.building import Built, build, write_release
@@ -203,8 +204,13 @@ class _Publisher:
             folders = await outdated_folders(self._database, settings.release_dir)
             await asyncio.to_thread(remove_folders, folders)
             await asyncio.to_thread(prune_versions, settings.model_repository, kept, version)
-            await load_models(settings, [each.model for each in (*TOWERS, *CLIP_ENCODERS)])
+            await load_models(settings, _placed(settings.model_repository))
             if self._milvus is not None:
                 await drop_outdated(self._registry, self._milvus)
         except KeekError as error:
             logger.warning("what is old stays until the next release: %s", error)
+
+
+def _placed(repository: Path) -> list[str]:
+    """The models that a repository has a place for: an older one lacks that of what came later."""
+    return [each.model for each in MODELS if (repository / each.model).is_dir()]

@@ -17,7 +17,7 @@ from keek_server.retrieval.milvus_store import Milvus
 from keek_server.settings import Settings
 from keek_server.storage.database import Database
 from keek_server.storage.tables import activations
-from keek_server.towers.contract import CLIP_ENCODERS, TOWERS
+from keek_server.towers.contract import MODELS
 from keek_server.videos.changes import ChangeFeed
 from keek_training.publishing.folders import remove_aside, remove_folders
 from keek_training.publishing.journal import Journal
@@ -86,9 +86,8 @@ async def discard(journal: Journal, milvus: Milvus | None, settings: Settings) -
 
 async def withdraw(journal: Journal, settings: Settings) -> None:
     """Takes the models of a release that is not registered out of the repository and out of Triton."""
-    models = [each.model for each in (*TOWERS, *CLIP_ENCODERS)]
     try:
-        await withdraw_version(settings, journal.version, models)
+        await withdraw_version(settings, journal.version, [each.model for each in MODELS])
     except KeekError as error:
         logger.warning("Triton keeps version %d for now: %s", journal.version, error)
 
@@ -132,7 +131,7 @@ def _verified(folder: Path, repository: Path, milvus: Milvus | None) -> Manifest
 
 
 def _remove_halves(settings: Settings) -> None:
-    for each in (*TOWERS, *CLIP_ENCODERS):
+    for each in MODELS:
         remove_aside(settings.model_repository / each.model)
     remove_aside(settings.release_dir)
 

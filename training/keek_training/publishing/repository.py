@@ -14,7 +14,7 @@ from keek_server.errors import KeekError, SetupError, UnavailableError
 from keek_server.files import sha256_of, sync, written_aside
 from keek_server.releases.manifest import TowerVersion
 from keek_server.settings import Settings
-from keek_server.towers.contract import CLIP_ENCODERS, TOWERS, TowerContract
+from keek_server.towers.contract import MODELS, TowerContract
 from keek_server.towers.control import control_headers
 
 MODEL_FILE = "model.onnx"
@@ -111,7 +111,7 @@ def prune_versions(repository: Path, in_use: Iterable[Mapping[str, TowerVersion]
         version: The newest; a newer one may be another publisher's.
     """
     used = {(model, entry.version) for release in in_use for model, entry in release.items()}
-    for tower in (*TOWERS, *CLIP_ENCODERS):
+    for tower in MODELS:
         for folder in (repository / tower.model).glob("*"):
             if not folder.name.isdecimal() or int(folder.name) > version:
                 continue

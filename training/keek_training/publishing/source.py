@@ -1,12 +1,15 @@
 """What is published: two towers, from a run of our own or as files that an engineer brings."""
 
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from keek_server.errors import SetupError
-from keek_server.towers.contract import VIDEO_TOWER, TowerContract
+from keek_server.towers.contract import RANKER, TOWERS, VIDEO_TOWER, TowerContract
 from keek_training.runs import Run
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_HISTORY_LENGTH: Final = 50
 _LONGEST_HISTORY: Final = 200
@@ -14,7 +17,7 @@ _LONGEST_HISTORY: Final = 200
 
 @dataclass(frozen=True, slots=True)
 class TowerSource:
-    """Two ONNX files that become a release."""
+    """Two ONNX files, or three with a ranker, that become a release."""
 
     name: str
     """A run's name, or the names of the files."""
@@ -26,14 +29,30 @@ class TowerSource:
     """What training and export measured; empty for files that were brought."""
     golden: Path | None
     """Golden inputs with the answers of what was exported; None when nobody but the files can tell."""
+    ranker: Path | None = None
+    """What orders pages by these towers' vectors; None for a release without a ranker."""
+    ranker_golden: Path | None = None
+    """As `golden`, of the ranker."""
+
+    @property
+    def models(self) -> tuple[TowerContract, ...]:
+        """What there is a file of."""
+        return TOWERS if self.ranker is None else (*TOWERS, RANKER)
 
     def path(self, tower: TowerContract) -> Path:
-        """The file of one tower."""
+        """The file of one tower, or of the ranker that there is."""
+        if tower == RANKER:
+            assert self.ranker is not None
+            return self.ranker
         return self.video_tower if tower == VIDEO_TOWER else self.user_tower
+
+    def golden_of(self, tower: TowerContract) -> Path | None:
+        """Its golden inputs and answers."""
+        return self.ranker_golden if tower == RANKER else self.golden
 
     @classmethod
     def of_run(cls, run: Run) -> "TowerSource":
-        """What a run exported.
+        """What a run exported, and its ranker, where it has one that may serve.
 
         Raises:
             SetupError: When it is not trained, or not exported.
@@ -42,7 +61,15 @@ class TowerSource:
         metrics = {"training": run.read_metrics(), "export": export}
         golden = run.golden if run.golden.is_file() else None
         length = _checked_length(int(export["history_length"]))
-        return cls(run.name, run.user_tower, run.video_tower, length, metrics, golden)
+        source = cls(run.name, run.user_tower, run.video_tower, length, metrics, golden)
+        report = run.read_ranker()
+        if report is None:
+            return source
+        metrics["ranker"] = report
+        if report["refused"]:
+            logger.warning("run %s is published without its ranker: %s", run.name, report["refused"])
+            return source
+        return replace(source, ranker=run.ranker, ranker_golden=run.ranker_golden)
 
     @classmethod
     def of_files(

@@ -22,6 +22,7 @@ _TYPES: Final[Mapping[int, tuple[tuple[type, ...], str]]] = {
     FieldDescriptor.CPPTYPE_STRING: ((str,), "text"),
     FieldDescriptor.CPPTYPE_DOUBLE: ((int, float), "a number"),
     FieldDescriptor.CPPTYPE_INT32: ((int,), "a whole number"),
+    FieldDescriptor.CPPTYPE_BOOL: ((bool,), "true or false"),
 }
 """What the values of a field are, and what they are called."""
 

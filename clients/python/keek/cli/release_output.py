@@ -57,6 +57,7 @@ def print_release(release: Release) -> None:
         "source": release.source,
         "towers": towers,
         "clip": clip if release.clip_image_version else "(none)",
+        "ranker": str(release.ranker_version or "(none)"),
         "videos": str(release.video_count),
         "gates": _gates(release),
     }

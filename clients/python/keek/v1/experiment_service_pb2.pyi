@@ -59,6 +59,7 @@ class FeedParameters(_message.Message):
     EXPLORATION_FIELD_NUMBER: _builtins.int
     RELEASE_ID_FIELD_NUMBER: _builtins.int
     VIDEO_EXPLORATION_FIELD_NUMBER: _builtins.int
+    RANKER_FIELD_NUMBER: _builtins.int
     personalised_share: _builtins.float
     """Share of the slots for personalised videos; the rest is trending."""
     trending_slots: _builtins.int
@@ -73,6 +74,10 @@ class FeedParameters(_message.Message):
     """Share of the personalised slots whose video is drawn by chance, among the best few: what replays of other
     releases learn from.
     """
+    ranker: _builtins.bool
+    """Whether the release's ranker orders the personalised videos, instead of their scores. Where the release
+    has none, an arm with `true` has no users: they get the usual feed.
+    """
     def __init__(
         self,
         *,
@@ -82,10 +87,11 @@ class FeedParameters(_message.Message):
         exploration: _builtins.float | None = ...,
         release_id: _builtins.str = ...,
         video_exploration: _builtins.float | None = ...,
+        ranker: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_exploration", b"_exploration", "_per_owner_cap", b"_per_owner_cap", "_personalised_share", b"_personalised_share", "_trending_slots", b"_trending_slots", "_video_exploration", b"_video_exploration", "exploration", b"exploration", "per_owner_cap", b"per_owner_cap", "personalised_share", b"personalised_share", "trending_slots", b"trending_slots", "video_exploration", b"video_exploration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exploration", b"_exploration", "_per_owner_cap", b"_per_owner_cap", "_personalised_share", b"_personalised_share", "_ranker", b"_ranker", "_trending_slots", b"_trending_slots", "_video_exploration", b"_video_exploration", "exploration", b"exploration", "per_owner_cap", b"per_owner_cap", "personalised_share", b"personalised_share", "ranker", b"ranker", "trending_slots", b"trending_slots", "video_exploration", b"video_exploration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exploration", b"_exploration", "_per_owner_cap", b"_per_owner_cap", "_personalised_share", b"_personalised_share", "_trending_slots", b"_trending_slots", "_video_exploration", b"_video_exploration", "exploration", b"exploration", "per_owner_cap", b"per_owner_cap", "personalised_share", b"personalised_share", "release_id", b"release_id", "trending_slots", b"trending_slots", "video_exploration", b"video_exploration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exploration", b"_exploration", "_per_owner_cap", b"_per_owner_cap", "_personalised_share", b"_personalised_share", "_ranker", b"_ranker", "_trending_slots", b"_trending_slots", "_video_exploration", b"_video_exploration", "exploration", b"exploration", "per_owner_cap", b"per_owner_cap", "personalised_share", b"personalised_share", "ranker", b"ranker", "release_id", b"release_id", "trending_slots", b"trending_slots", "video_exploration", b"video_exploration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exploration: _TypeAlias = _typing.Literal["exploration"]  # noqa: Y015
     _WhichOneofArgType__exploration: _TypeAlias = _typing.Literal["_exploration", b"_exploration"]  # noqa: Y015
@@ -93,6 +99,8 @@ class FeedParameters(_message.Message):
     _WhichOneofArgType__per_owner_cap: _TypeAlias = _typing.Literal["_per_owner_cap", b"_per_owner_cap"]  # noqa: Y015
     _WhichOneofReturnType__personalised_share: _TypeAlias = _typing.Literal["personalised_share"]  # noqa: Y015
     _WhichOneofArgType__personalised_share: _TypeAlias = _typing.Literal["_personalised_share", b"_personalised_share"]  # noqa: Y015
+    _WhichOneofReturnType__ranker: _TypeAlias = _typing.Literal["ranker"]  # noqa: Y015
+    _WhichOneofArgType__ranker: _TypeAlias = _typing.Literal["_ranker", b"_ranker"]  # noqa: Y015
     _WhichOneofReturnType__trending_slots: _TypeAlias = _typing.Literal["trending_slots"]  # noqa: Y015
     _WhichOneofArgType__trending_slots: _TypeAlias = _typing.Literal["_trending_slots", b"_trending_slots"]  # noqa: Y015
     _WhichOneofReturnType__video_exploration: _TypeAlias = _typing.Literal["video_exploration"]  # noqa: Y015
@@ -103,6 +111,8 @@ class FeedParameters(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__per_owner_cap) -> _WhichOneofReturnType__per_owner_cap | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__personalised_share) -> _WhichOneofReturnType__personalised_share | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ranker) -> _WhichOneofReturnType__ranker | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__trending_slots) -> _WhichOneofReturnType__trending_slots | None: ...
     @_typing.overload

@@ -131,6 +131,7 @@ class Release(_message.Message):
     VIDEO_COUNT_FIELD_NUMBER: _builtins.int
     GATES_FIELD_NUMBER: _builtins.int
     FORCED_REASON_FIELD_NUMBER: _builtins.int
+    RANKER_VERSION_FIELD_NUMBER: _builtins.int
     release_id: _builtins.str
     state: Global___ReleaseState.ValueType
     source: _builtins.str
@@ -144,6 +145,7 @@ class Release(_message.Message):
     video_count: _builtins.int
     forced_reason: _builtins.str
     """Why it was published although a gate refused it; empty when none did."""
+    ranker_version: _builtins.int
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -163,10 +165,11 @@ class Release(_message.Message):
         video_count: _builtins.int = ...,
         gates: _abc.Iterable[Global___GateResult] | None = ...,
         forced_reason: _builtins.str = ...,
+        ranker_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip_image_version", b"clip_image_version", "clip_text_version", b"clip_text_version", "create_time", b"create_time", "dimension", b"dimension", "forced_reason", b"forced_reason", "gates", b"gates", "release_id", b"release_id", "source", b"source", "state", b"state", "user_tower_version", b"user_tower_version", "video_count", b"video_count", "video_tower_version", b"video_tower_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip_image_version", b"clip_image_version", "clip_text_version", b"clip_text_version", "create_time", b"create_time", "dimension", b"dimension", "forced_reason", b"forced_reason", "gates", b"gates", "ranker_version", b"ranker_version", "release_id", b"release_id", "source", b"source", "state", b"state", "user_tower_version", b"user_tower_version", "video_count", b"video_count", "video_tower_version", b"video_tower_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
