@@ -77,6 +77,7 @@ bench: setup .venv/.clip-ready ## the benchmarks; JSON to benchmarks/results/ (t
 	@$(BIN)/python -m benchmarks.faults
 	@$(BIN)/python -m benchmarks.experiments
 	@$(BIN)/python -m benchmarks.exposures
+	@$(BIN)/python -m benchmarks.ranker
 
 load-test: setup repository ## ghz against the running server, or one that it starts; an HTML report (needs Go)
 	@clients/ghz/run.sh

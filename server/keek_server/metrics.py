@@ -30,7 +30,7 @@ stage_seconds = Histogram("keek_feed_stage_seconds", "Stages of the feed.", ("st
 failures = Counter("keek_feed_failures_total", "Stages of the feed that failed open.", ("stage",))
 breakers_open = Gauge(
     "keek_breakers_open",
-    "Breakers that are open: feeds do without triton, redis or sql, but for a call now and then.",
+    "Breakers that are open: feeds do without triton, its ranker, redis or sql, but for a call now and then.",
     ("dependency",),
     multiprocess_mode="livesum",
 )

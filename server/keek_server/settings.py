@@ -335,6 +335,9 @@ class Settings(BaseSettings):
     reason to train them anew."""
     hourly_epochs: Annotated[int, Field(ge=1)] = 1
     """The most passes of a fine-tuning."""
+    hourly_ranker_days: Annotated[float, Field(gt=0.0)] = 7.0
+    """The feeds that a run's ranker learns from are those of so long. With fewer than `ranker_min_pages` a
+    release gets no ranker."""
     cached_feed_users: Annotated[int, Field(ge=0)] = 10_000
     """Recently active users whose feeds are computed in advance, for when Triton is gone."""
     cached_feed_size: Annotated[int, Field(ge=1, le=1000)] = 100

@@ -56,6 +56,9 @@ class Recorder:
     def export(self, current: Round) -> None:
         self._do("export", current.run)
 
+    def rank(self, current: Round) -> None:
+        self._do("rank", current.run)
+
     def publish(self, current: Round) -> str:
         self._do("publish", current.run)
         return f"release of {current.run}"

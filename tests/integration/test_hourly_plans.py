@@ -119,7 +119,7 @@ async def test_many_new_videos_get_a_new_index_where_there_is_nothing_to_train_o
         new=planned.new.model_copy(update={"last_seq": planned.new.after_seq}),
         replaces="r1",
         catalogue_seq=last_seq,
-        step=Step.PUBLISH,
+        step=Step.RANK,
     )
     # Once refused, it is tried again when as much is new again; what is new to train on counts as before.
     refusal = Refusal(run="first", reason="", log_id=planned.new.log_id, last_seq=0, catalogue_seq=last_seq)

@@ -23,6 +23,7 @@ from keek_server.clock import now_us
 from keek_server.errors import FailedPreconditionError, NotFoundError, SetupError
 from keek_server.experiments.assignment import NO_ARMS
 from keek_server.experiments.reading import read_feeds
+from keek_server.experiments.totals import slot_rewards
 from keek_server.feed.exposures import ExposureLog
 from keek_server.feed.mixing import QuotaSelector
 from keek_server.feed.parameters import FeedParameters
@@ -35,13 +36,21 @@ from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.retrieval.ids import hash_id
 from keek_server.settings import Settings
 from keek_server.storage.database import Database
-from keek_server.towers.contract import CLIP_DIMENSION, DIMENSION, USER_TOWER, VIDEO_TOWER
+from keek_server.towers.contract import (
+    CLIP_DIMENSION,
+    DIMENSION,
+    RANKING_FEATURES,
+    USER_TOWER,
+    VIDEO_TOWER,
+)
 from keek_server.towers.features import video_features
 from keek_server.videos.catalogue import Catalogue
 from keek_server.videos.video import ClipVector, Video
 from keek_training.publishing.catalogue import read_catalogue
 from keek_training.publishing.indexes import build_corpus
 from keek_training.publishing.source import TowerSource
+from keek_training.ranker.pages import read_pages, videos_of
+from keek_training.ranker.towers import with_towers
 from keek_training.replay_choices import release_choices
 from keek_training.replay_command import add_replay_arguments, run_replay
 from keek_training.replay_target import OnnxTowers, opened_target
@@ -235,6 +244,86 @@ async def test_the_release_is_asked_what_it_would_have_been_then(
         assert list(chosen[:7]) == [known[id_] for id_ in expected]
         news += NEW in expected
     assert news > 0
+
+
+async def test_pages_are_read_as_the_server_would_have_ranked_them(
+    world: World, database: Database, own: Settings
+) -> None:
+    logged = await read_feeds(database, 0, now_us(), window_us=10**9)
+    rewards = slot_rewards(logged.exposures, logged.interactions, 10**9)
+    async with opened_target("same", database, own) as target:
+        shown = await read_pages(target, logged, rewards, database, own)
+    exposures, found = logged.exposures, {page.time_us: page for page in shown}
+    personalised, earning = exposures.sources == FeedSource.PERSONALISED, 0
+    for feed in range(len(exposures)):
+        slots = np.arange(exposures.offsets[feed], exposures.offsets[feed + 1])[
+            personalised[exposures.offsets[feed] : exposures.offsets[feed + 1]]
+        ]
+        if not rewards[slots].any():
+            assert int(exposures.times_us[feed]) not in found
+            continue
+        earning += 1
+        read = found[int(exposures.times_us[feed])]
+        ids = [logged.video_ids[code] for code in exposures.videos[slots]]
+        assert read.rewards.tolist() == rewards[slots].tolist()
+        assert read.positions.tolist() == (slots - exposures.offsets[feed]).tolist()
+        vectors = np.array([world.vectors[id_] for id_ in ids])
+        np.testing.assert_allclose(read.page.vectors, vectors, rtol=1e-6)
+        # Seven were done before the first page and eight before the second; all that came later is not known.
+        user_id = logged.user_ids[exposures.users[feed]]
+        done = world.done[user_id][: 7 if exposures.firsts[feed] == 0 else 8][-HISTORY:]
+        user_vector = np.sum([world.vectors[id_] for id_ in done], axis=0)
+        np.testing.assert_allclose(read.page.user_vector, user_vector, rtol=1e-4, atol=1e-4)
+        features = dict(zip(RANKING_FEATURES, read.page.features.T, strict=True))
+        np.testing.assert_allclose(features["affinity"], vectors @ user_vector, rtol=1e-3, atol=1e-3)
+        known = [owner_of(id_) for id_ in done if id_ != DELETED]
+        shares = [known.count(owner_of(id_)) / len(known) for id_ in ids]
+        np.testing.assert_allclose(features["owner_share"], shares, rtol=1e-5)
+        np.testing.assert_allclose(features["duration"], np.log(10.0), rtol=1e-5)
+        hours = (exposures.times_us[feed] - 1_700_000_000_000_000) / 3.6e9
+        np.testing.assert_allclose(features["age"], np.log(1 + hours), rtol=1e-5)
+    assert earning == len(shown) > USERS / 2
+
+
+async def test_other_towers_may_take_the_place_of_a_release_s(
+    world: World, database: Database, own: Settings, tmp_path: Path
+) -> None:
+    user_tower, video_tower = tmp_path / "user.onnx", tmp_path / "video.onnx"
+    onnx.save(gate_towers.user_tower(OTHER), str(user_tower))
+    onnx.save(gate_towers.video_tower(clip=gate_towers.CLIP_WEIGHTS[::-1].copy()), str(video_tower))
+    source = TowerSource.of_files(user_tower, video_tower, HISTORY)
+    logged = await read_feeds(database, 0, now_us(), window_us=10**9)
+    rewards = slot_rewards(logged.exposures, logged.interactions, 10**9)
+    videos = await videos_of(logged, rewards, database)
+    async with opened_target("same", database, own) as target:
+        changed = await with_towers(target, source, videos, database)
+        read = await read_pages(changed, logged, rewards, database, own)
+        same = await read_pages(target, logged, rewards, database, own)
+    catalogue = await read_catalogue(database)
+    inputs = video_features(
+        catalogue.video_ids,
+        catalogue.owner_ids,
+        catalogue.tags,
+        catalogue.durations_s,
+        catalogue.clip_vectors,
+    )
+    vectors = OnnxTowers(source).answer(VIDEO_TOWER, inputs)
+    # Of what is removed, the vector is as it was.
+    new = world.vectors | dict(zip(catalogue.video_ids, vectors, strict=True))
+    feeds = {int(time_us): feed for feed, time_us in enumerate(logged.exposures.times_us)}
+    assert len(read) == len(same) > USERS / 2
+    for page, before in zip(read, same, strict=True):
+        feed = feeds[page.time_us]
+        slots = logged.exposures.offsets[feed] + page.positions
+        ids = [logged.video_ids[code] for code in logged.exposures.videos[slots]]
+        np.testing.assert_allclose(page.page.vectors, [new[id_] for id_ in ids], rtol=1e-5)
+        user_id = logged.user_ids[logged.exposures.users[feed]]
+        done = world.done[user_id][: 7 if logged.exposures.firsts[feed] == 0 else 8][-HISTORY:]
+        user_vector = np.sum([new[id_] for id_ in done], axis=0) @ OTHER
+        np.testing.assert_allclose(page.page.user_vector, user_vector, rtol=1e-3, atol=1e-2)
+        assert not np.allclose(page.page.vectors, before.page.vectors, rtol=0.01)
+        # What is popular is still the release's matter.
+        np.testing.assert_allclose(page.page.features[:, 1], before.page.features[:, 1])
 
 
 async def test_the_command_replays_releases(

@@ -62,6 +62,9 @@ class Found:
     def enabled(self, _context: FeedContext) -> bool:
         return True
 
+    def at_once(self, _context: FeedContext, _count: int) -> None:
+        return
+
     async def candidates(self, context: FeedContext, _count: int) -> list[Candidate]:
         context.user_vector = np.ones(DIMENSION, np.float32)
         scores = np.asarray(self._index.columns["vectors"]).sum(axis=1)
@@ -113,7 +116,14 @@ def pipeline_of(
     )
     live: Any = SimpleNamespace(serving=lambda _user_id="": serving, pinned=lambda _id: None)
     stages = Stages(
-        (Known(),), (Found(index),), (), SourceScorer(), QuotaSelector(), (), ranking=ReleaseRanking()
+        hydrators=(Known(),),
+        sources=(Found(index),),
+        reserves=(),
+        filters=(),
+        scorer=SourceScorer(),
+        selector=QuotaSelector(),
+        side_effects=(),
+        ranking=ReleaseRanking(),
     )
     assigned = None if arm is None else Assignment((("e", "a"),), arm, "e/a")
     return FeedPipeline(

@@ -16,6 +16,7 @@ from keek_training import commands
 from keek_training.datasets import commands as data_commands
 from keek_training.evaluation import commands as evaluation_commands
 from keek_training.hourly import commands as hourly_commands
+from keek_training.ranker.command import add_ranker_arguments, run_ranker
 from keek_training.replay_command import add_replay_arguments, run_replay
 from keek_training.train_command import add_train_arguments, run_train
 from keek_training.tune import commands as tune_commands
@@ -43,11 +44,22 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Settings], int]] = {
     "publish": commands.run_publish,
     "evaluate": evaluation_commands.run_evaluate,
     "replay": run_replay,
+    "ranker": run_ranker,
     "hourly": hourly_commands.run_hourly,
     "demo": commands.run_demo,
 }
 
-_IN_THE_BACKGROUND = {"train", "tune", "export", "export-clip", "publish", "evaluate", "replay", "hourly"}
+_IN_THE_BACKGROUND = {
+    "train",
+    "tune",
+    "export",
+    "export-clip",
+    "publish",
+    "evaluate",
+    "replay",
+    "ranker",
+    "hourly",
+}
 _NICENESS = 10
 
 
@@ -61,6 +73,7 @@ def main() -> None:
     commands.add_arguments(subparsers)
     evaluation_commands.add_arguments(subparsers)
     add_replay_arguments(subparsers)
+    add_ranker_arguments(subparsers)
     hourly_commands.add_arguments(subparsers)
     arguments = parser.parse_args()
     log_to_stderr()

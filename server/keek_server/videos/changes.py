@@ -1,7 +1,7 @@
 """The changes of the catalogue, in an order that every server reads alike."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -68,14 +68,34 @@ class ChangeFeed:
             UnavailableError: When the database is down or late.
         """
         query = _CHANGES.where(videos.c.change_seq > after_seq).order_by(videos.c.change_seq).limit(limit)
+        return await self._read(query)
+
+    async def latest_of(self, video_ids: Sequence[str]) -> Sequence[Change]:
+        """The latest change of each of some videos, as many as fit into one query; in no order.
+
+        Raises:
+            UnavailableError: When the database is down or late.
+        """
+        return await self._read(_CHANGES.where(videos.c.video_id.in_(video_ids)))
+
+    async def _read(self, query: "sa.Select[Any]") -> Sequence[Change]:
         async with self._database.read() as connection:
-            rows = (await connection.execute(query)).all()
-        return [
-            Change(
-                *row[:3], tuple(row.tags), *row[4:8], VideoState(row.state), _clip(row.clip_model, row.vector)
-            )
-            for row in rows
-        ]
+            return list(map(_change, (await connection.execute(query)).all()))
+
+
+def _change(row: Any) -> Change:
+    return Change(
+        row.change_seq,
+        row.video_id,
+        row.owner_id,
+        tuple(row.tags),
+        row.duration_s,
+        row.create_time_us,
+        row.language,
+        row.region,
+        VideoState(row.state),
+        _clip(row.clip_model, row.vector),
+    )
 
 
 def _clip(clip_model: str | None, content: bytes | None) -> ClipVector | None:

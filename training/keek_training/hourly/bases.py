@@ -107,7 +107,7 @@ async def _with_new_index(
         new=new.model_copy(update={"last_seq": new.after_seq}),
         replaces=latest,
         catalogue_seq=await feed.last(),
-        step=Step.PUBLISH,
+        step=Step.RANK,
     )
 
 

@@ -40,6 +40,10 @@ class Steps(Protocol):
         """Exports it, unless that is done."""
         ...
 
+    def rank(self, current: Round) -> None:
+        """Gives it a ranker if the log teaches one, unless that is done; it goes on without one otherwise."""
+        ...
+
     def publish(self, current: Round) -> str:
         """Publishes it, unless that is done; the release's id.
 
@@ -133,6 +137,10 @@ class _Job:
         if current.step is Step.EXPORT:
             current = self._begin(current)
             steps.export(current)
+            current = self._next(current, Step.RANK)
+        if current.step is Step.RANK:
+            current = self._begin(current)
+            steps.rank(current)
             current = self._next(current, Step.PUBLISH)
         if current.step is Step.PUBLISH:
             current = self._begin(current)

@@ -20,6 +20,7 @@ class Step(StrEnum):
 
     TRAIN = "train"
     EXPORT = "export"
+    RANK = "rank"
     PUBLISH = "publish"
     FEEDS = "feeds"
 

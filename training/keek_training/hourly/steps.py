@@ -5,8 +5,12 @@ import logging
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
+from keek_server.clock import now_us
 from keek_server.embedded import EmbeddedStack, with_running_stack
+from keek_server.errors import KeekError
+from keek_server.experiments.attribution import WINDOW_HOURS
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.settings import Settings
 from keek_server.storage.database import open_database
@@ -21,6 +25,9 @@ from keek_training.publishing.source import TowerSource
 from keek_training.runs import Run
 
 logger = logging.getLogger(__name__)
+
+_DAY_US: Final = 24 * 3600 * 1_000_000
+_WINDOW_US: Final = int(WINDOW_HOURS * 3600 * 1_000_000)
 
 
 class HourlySteps:
@@ -87,6 +94,19 @@ class HourlySteps:
             from keek_training.export import export
 
             export(run)
+
+    def rank(self, current: Round) -> None:
+        """See `Steps`."""
+        run = self._run(current)
+        if not current.replaces and run.read_ranker() is not None:
+            return
+        from keek_training.ranker.learning import learn_ranker
+
+        since_us = now_us() - int(self._settings.hourly_ranker_days * _DAY_US)
+        try:
+            asyncio.run(learn_ranker(self._settings, window_us=_WINDOW_US, since_us=since_us, run=run))
+        except KeekError as error:
+            logger.info("run %s gets no new ranker: %s", run.name, error)
 
     def publish(self, current: Round) -> str:
         """See `Steps`."""

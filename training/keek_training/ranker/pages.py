@@ -119,6 +119,20 @@ async def read_pages(
     return found
 
 
+async def videos_of(logged: Logged, rewards: FloatArray, database: Database) -> set[str]:
+    """The videos that `read_pages` looks at with these arguments: shown, or met by their users before."""
+    slots = _slots(logged, rewards)
+    by_user = _by_user(logged, list(slots))
+    users, codes = list(by_user), logged.exposures.videos
+    found = {logged.video_ids[code] for own in slots.values() for code in codes[own].tolist()}
+    for start in range(0, len(users), _USERS):
+        batch = users[start : start + _USERS]
+        last_us = max(by_user[user][-1][1].now_us for user in batch)
+        rows = await done_by(database, [logged.user_ids[user] for user in batch], last_us)
+        found.update(row.video_id for own in rows.values() for row in own)
+    return found
+
+
 def _slots(logged: Logged, rewards: FloatArray) -> dict[int, Int64Array]:
     """By feed, in the order of time: its personalised slots, where something came of one of several."""
     exposures = logged.exposures
