@@ -7,7 +7,8 @@ A small release, really trained, on the embedded stack with SQLite; one server; 
 3. Three times that for a while.
 4. Half of the guess, until latencies are back where they were at that rate before, and nobody is refused any
    more.
-5. Three times the feeds again, with some interactions and searches beside them: who is refused?
+5. Three times the feeds again, with some interactions and searches beside them, interactions also on a port
+   of their own: who is refused?
 
 A good answer is one within the caller's second. The load comes from ghz, on one core at most. **It shares
 the machine's cores** with the server, Triton and Redis: on two cores, three times the capacity takes a part
@@ -110,8 +111,10 @@ class _Load:
         _say(f"{per_s:.0f} feeds a second for {seconds:.0f} s")
         return await self._open(_FEED, _FEED_DATA, per_s, seconds)
 
-    async def _open(self, method: str, data: dict[str, Any], per_s: float, seconds: float) -> Run:
-        server = self.stage.addresses[0]
+    async def _open(
+        self, method: str, data: dict[str, Any], per_s: float, seconds: float, server: str | None = None
+    ) -> Run:
+        server = server or self.stage.addresses[0]
         return await open_loop.open_loop(self.ghz, server, method, data, per_s=per_s, seconds=seconds)
 
     async def _mixed(self, feeds_per_s: float, seconds: float) -> dict[str, float]:
@@ -123,14 +126,18 @@ class _Load:
             "video_id": video_id,
             "kind": "INTERACTION_KIND_VIEW",
         }
+        record, similar = (
+            "keek.v1.InteractionService/RecordInteraction",
+            "keek.v1.SearchService/ListSimilarVideos",
+        )
+        own_port = self.stage.servers[0].interactions_address
         runs = await asyncio.gather(
             self._feeds(feeds_per_s, seconds),
-            self._open(
-                "keek.v1.InteractionService/RecordInteraction", {"interaction": interaction}, 20, seconds
-            ),
-            self._open("keek.v1.SearchService/ListSimilarVideos", {"video_id": video_id}, 20, seconds),
+            self._open(record, {"interaction": interaction}, 20, seconds),
+            self._open(record, {"interaction": interaction}, 20, seconds, own_port),
+            self._open(similar, {"video_id": video_id}, 20, seconds),
         )
-        names = ("feed", "interaction", "search")
+        names = ("feed", "interaction", "interaction_own_port", "search")
         return {
             name: round(len(run.latencies_ms()) / len(run.calls), 2)
             for name, run in zip(names, runs, strict=True)

@@ -37,8 +37,14 @@ class ServerProcess:
         self.name = name
         self._options = options
         self.address = f"{HOST}:{free_port()}"
+        self.interactions_address = f"{HOST}:{free_port()}"
+        """Of interactions alone."""
         self._metrics_address = f"{HOST}:{free_port()}"
-        own = {"listen": self.address, "metrics_listen": self._metrics_address}
+        own = {
+            "listen": self.address,
+            "interactions_listen": self.interactions_address,
+            "metrics_listen": self._metrics_address,
+        }
         self._settings = settings.model_copy(update=own)
         self._log = logs / f"{name}.log"
         self._process: asyncio.subprocess.Process | None = None

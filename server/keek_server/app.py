@@ -62,7 +62,15 @@ from keek_server.rpc.feed import FeedServicer
 from keek_server.rpc.interactions import InteractionServicer
 from keek_server.rpc.releases import ReleaseServicer
 from keek_server.rpc.search import SearchServicer
-from keek_server.rpc.server import FEED, SERVICES, Health, bind, build_server, stop_server
+from keek_server.rpc.server import (
+    FEED,
+    SERVICES,
+    Health,
+    bind,
+    build_interaction_server,
+    build_server,
+    stop_servers,
+)
 from keek_server.rpc.trending import TrendingServicer
 from keek_server.rpc.videos import VideoServicer
 from keek_server.search.audience import AudienceFollower
@@ -92,6 +100,8 @@ class App:
     """A running server."""
 
     port: int
+    interactions_port: int | None
+    """Of interactions alone, if they have one."""
     settled: bool
     """Whether what should be served was, before the first connection was taken; only workers wait for it."""
     live: LiveRelease
@@ -196,9 +206,10 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
         drain = Drain()
         recorder = Recorder(log, catalogue, projector, head, wait_for_feed_s=settings.wait_for_feed_s)
         rollouts = Rollouts(registry, fleet, channel)
+        interaction_servicer, door = InteractionServicer(recorder), open_door(settings)
         server = build_server(
             FeedServicer(pipeline, catalogue, deadline_s=settings.feed_deadline_s),
-            InteractionServicer(recorder),
+            interaction_servicer,
             VideoServicer(
                 catalogue,
                 library,
@@ -228,12 +239,19 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
             health,
             Authority(settings.admin_token),
             drain,
-            open_door(settings),
+            door,
             waiting_limit=settings.waiting_limit,
         )
-        host, _, named = settings.listen.rpartition(":")
-        # Of workers, their supervisor holds it.
-        port = int(named) if worker is not None else stack.enter_context(reserved_port(settings.listen))
+        port = _reserved(stack, settings.listen, "KEEK_LISTEN", worker)
+        servers = {"KEEK_LISTEN": (server, _at(settings.listen, port))}
+        interactions_port = None
+        if settings.interactions_listen:
+            setting = "KEEK_INTERACTIONS_LISTEN"
+            interactions_port = _reserved(stack, settings.interactions_listen, setting, worker)
+            server = build_interaction_server(
+                interaction_servicer, health, drain, door, waiting_limit=settings.waiting_limit
+            )
+            servers[setting] = (server, _at(settings.interactions_listen, interactions_port))
         heartbeat = Heartbeat(
             fleet,
             live,
@@ -273,10 +291,24 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
 
         settled = worker is not None and await _settled(live, settings.worker_ready_s)
         # Not before: the kernel gives a listening worker its share of the connections.
-        bind(server, f"{host}:{port}")
-        await server.start()
-        stack.push_async_callback(stop_server, server, health, drain, settings)
-        yield App(port, settled, live, projector, figures)
+        for setting, (server, address) in servers.items():
+            bind(server, address, setting=setting)
+        bound = [server for server, _ in servers.values()]
+        stack.push_async_callback(stop_servers, bound, health, drain, settings)
+        for server in bound:
+            await server.start()
+        yield App(port, interactions_port, settled, live, projector, figures)
+
+
+def _reserved(stack: AsyncExitStack, listen: str, setting: str, worker: int | None) -> int:
+    """The number of a port that is held; of workers, their supervisor holds it."""
+    if worker is not None:
+        return int(listen.rpartition(":")[2])
+    return stack.enter_context(reserved_port(listen, setting=setting))
+
+
+def _at(listen: str, port: int) -> str:
+    return f"{listen.rpartition(':')[0]}:{port}"
 
 
 def _name(settings: Settings, port: int, worker: int | None) -> str:

@@ -8,11 +8,12 @@ from keek_server.errors import SetupError
 
 
 @contextmanager
-def reserved_port(address: str) -> Iterator[int]:
+def reserved_port(address: str, *, setting: str = "KEEK_LISTEN") -> Iterator[int]:
     """Takes a port for this process's workers alone, as long as the block runs; yields its number.
 
     Args:
         address: host:port; port 0 takes a free one.
+        setting: What says so.
 
     Raises:
         SetupError: When somebody has it, another server with workers among them.
@@ -27,7 +28,7 @@ def reserved_port(address: str) -> Iterator[int]:
                 held = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
                 number = _hold(held, (where[0], number, *where[2:]))
         except (OSError, ValueError, OverflowError) as error:
-            raise SetupError(f"cannot listen on {address}: {error} (KEEK_LISTEN)") from error
+            raise SetupError(f"cannot listen on {address}: {error} ({setting})") from error
         yield number
 
 

@@ -29,6 +29,9 @@ class Settings(BaseSettings):
     """Triton's model repository: `config.pbtxt` is given, numbered folders are published."""
     listen: str = "127.0.0.1:50051"
     """host:port of the gRPC server. Port 0 takes a free one."""
+    interactions_listen: str | None = None
+    """host:port where InteractionService alone is served as well, with its own bound for calls that wait:
+    interactions get in there when more feeds come to `listen` than a server can even refuse."""
     metrics_listen: str | None = None
     """host:port of the Prometheus metrics; none when unset."""
     database_url: str = ""

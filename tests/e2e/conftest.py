@@ -37,6 +37,7 @@ async def served(published: EmbeddedStack) -> AsyncIterator[Served]:
     settings = published.settings.model_copy(
         update={
             "listen": "127.0.0.1:0",
+            "interactions_listen": "127.0.0.1:0",
             "source_deadline_s": 2.0,
             "redis_deadline_s": 1.0,
             "sql_read_deadline_s": 1.0,

@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from serving import Served
 
 import keek
+import keek.aio
 from keek.v1.feed_service_pb2 import FeedItem
 from keek_server.feed.filters import FILTERS
 
@@ -110,6 +111,15 @@ async def test_a_stream_gives_the_pages_that_lists_give(served: Served) -> None:
     assert ids(streamed[0].items) == ids(listed.items)
     second = await served.client.list_feed("u4", page_size=5, page_token=listed.next_page_token)
     assert ids(streamed[1].items) == ids(second.items)
+
+
+async def test_interactions_have_a_port_of_their_own(served: Served) -> None:
+    video_id = (await served.client.list_videos(page_size=1)).videos[0].video_id
+    async with keek.aio.Client(f"127.0.0.1:{served.app.interactions_port}") as client:
+        assert await client.check_health("keek.v1.InteractionService")
+        assert (await client.like("fan-of-ports", video_id)).created
+        with pytest.raises(keek.UnimplementedError):
+            await client.list_feed("u1")
 
 
 async def test_no_owner_fills_a_page(served: Served) -> None:

@@ -70,6 +70,7 @@ class Supervised:
 async def supervised(stack: EmbeddedStack) -> AsyncIterator[Supervised]:
     own: dict[str, object] = {
         "listen": f"{HOST}:{free_port()}",
+        "interactions_listen": f"{HOST}:{free_port()}",
         "metrics_listen": f"{HOST}:{free_port()}",
         # What is tested is who answers, not how fast on a busy machine.
         "source_deadline_s": 2.0,
@@ -92,6 +93,16 @@ async def supervised(stack: EmbeddedStack) -> AsyncIterator[Supervised]:
 async def workers(published: EmbeddedStack) -> AsyncIterator[Supervised]:
     async with supervised(published) as running:
         yield running
+
+
+async def test_workers_share_the_port_of_interactions_as_well(workers: Supervised) -> None:
+    own = workers.settings.interactions_listen
+    assert own is not None
+    for _ in range(4):
+        async with keek.aio.Client(own, options=OWN_CONNECTION) as client:
+            assert await client.check_health("keek.v1.InteractionService")
+            with pytest.raises(keek.UnimplementedError):
+                await client.list_feed("u1")
 
 
 async def test_a_killed_worker_takes_its_own_connections_alone_and_is_replaced(workers: Supervised) -> None:

@@ -20,7 +20,7 @@ from keek.v1 import trending_service_pb2_grpc as trending_rpc
 from keek_server.rpc.drain import Drain
 from keek_server.rpc.guard import GuardInterceptor
 from keek_server.rpc.rules import RuleChecker
-from keek_server.rpc.server import Health, stop_server
+from keek_server.rpc.server import Health, stop_servers
 from keek_server.settings import Settings
 
 UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
@@ -100,7 +100,7 @@ async def stoppable(**settings: float) -> AsyncIterator[Stopping]:
     tasks: list[asyncio.Task[None]] = []
 
     def stop() -> asyncio.Task[None]:
-        tasks.append(asyncio.create_task(stop_server(server, health, drain, Settings(**settings))))
+        tasks.append(asyncio.create_task(stop_servers([server], health, drain, Settings(**settings))))
         return tasks[-1]
 
     options = [("grpc.enable_retries", 0)]

@@ -1,7 +1,7 @@
 """The gRPC server: services, guard, health, reflection."""
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -100,9 +100,7 @@ def build_server(
     Args:
         waiting_limit: Calls that may wait until it takes them up; gRPC ends what comes on top.
     """
-    guard = GuardInterceptor(RuleChecker(), authority, drain, door)
-    options = (*_OPTIONS, *waiting_options(waiting_limit))
-    server = grpc.aio.server(interceptors=(guard,), options=options)
+    server = _guarded(GuardInterceptor(RuleChecker(), authority, drain, door), waiting_limit)
     feed_service_pb2_grpc.add_FeedServiceServicer_to_server(feed, server)
     interaction_service_pb2_grpc.add_InteractionServiceServicer_to_server(interactions, server)
     video_service_pb2_grpc.add_VideoServiceServicer_to_server(videos, server)
@@ -113,6 +111,21 @@ def build_server(
     health_pb2_grpc.add_HealthServicer_to_server(health_.servicer, server)
     add_reflection(server, (*SERVICES, health.SERVICE_NAME))
     return server
+
+
+def build_interaction_server(
+    interactions: InteractionServicer, health_: Health, drain: Drain, door: Door, *, waiting_limit: int
+) -> grpc.aio.Server:
+    """One with InteractionService alone: no other call stands in its queue. See `build_server`."""
+    server = _guarded(GuardInterceptor(RuleChecker(), drain=drain, door=door), waiting_limit)
+    interaction_service_pb2_grpc.add_InteractionServiceServicer_to_server(interactions, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health_.servicer, server)
+    add_reflection(server, (INTERACTION, health.SERVICE_NAME))
+    return server
+
+
+def _guarded(guard: GuardInterceptor, waiting_limit: int) -> grpc.aio.Server:
+    return grpc.aio.server(interceptors=(guard,), options=(*_OPTIONS, *waiting_options(waiting_limit)))
 
 
 def waiting_options(limit: int) -> tuple[tuple[str, int], ...]:
@@ -127,12 +140,13 @@ def waiting_options(limit: int) -> tuple[tuple[str, int], ...]:
     )
 
 
-def bind(server: grpc.aio.Server, address: str) -> None:
+def bind(server: grpc.aio.Server, address: str, *, setting: str = "KEEK_LISTEN") -> None:
     """Has a server listen.
 
     Args:
         server: Not yet started.
         address: host:port, where the port is a number that is held for this process (`reserved_port`).
+        setting: What says so.
 
     Raises:
         SetupError: When it cannot be had.
@@ -140,15 +154,17 @@ def bind(server: grpc.aio.Server, address: str) -> None:
     try:
         server.add_insecure_port(address)
     except RuntimeError as error:
-        raise SetupError(f"cannot listen on {address}: {error} (KEEK_LISTEN)") from error
+        raise SetupError(f"cannot listen on {address}: {error} ({setting})") from error
 
 
-async def stop_server(server: grpc.aio.Server, health_: Health, drain: Drain, settings: Settings) -> None:
+async def stop_servers(
+    servers: Sequence[grpc.aio.Server], health_: Health, drain: Drain, settings: Settings
+) -> None:
     """Lets running calls end, and makes the rest end in a way that clients repeat."""
     await health_.stop()
     await asyncio.sleep(settings.drain_delay_s)
     drain.end_watches()
     await drain.refuse()
     late = asyncio.get_running_loop().call_later(settings.drain_s, drain.end_all)
-    await server.stop(settings.drain_s + _ENDING_S)
+    await asyncio.gather(*(server.stop(settings.drain_s + _ENDING_S) for server in servers))
     late.cancel()

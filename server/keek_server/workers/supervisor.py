@@ -59,10 +59,10 @@ class Supervisor:
             SetupError: When a worker does not start, or none does any more.
         """
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hangup.set)
-        host = self._settings.listen.rpartition(":")[0]
         with ExitStack() as stack:
-            port = stack.enter_context(reserved_port(self._settings.listen))
-            self._variables["KEEK_LISTEN"] = f"{host}:{port}"
+            address = self._reserve(stack, self._settings.listen, "KEEK_LISTEN")
+            if self._settings.interactions_listen:
+                self._reserve(stack, self._settings.interactions_listen, "KEEK_INTERACTIONS_LISTEN")
             if self._settings.metrics_listen:
                 metrics = worker_metrics(
                     self._settings.metrics_listen, self._count_serving, lambda: self._restarts
@@ -71,12 +71,18 @@ class Supervisor:
                 self._variables[VARIABLE] = str(self._metrics.folder)
             try:
                 await self._start_all()
-                logger.info("listening on %s:%d with %d workers", host, port, len(self._numbers))
+                logger.info("listening on %s with %d workers", address, len(self._numbers))
                 await _first_to_end(
                     *(self._keep(number) for number in self._numbers), self._roll_when_asked()
                 )
             finally:
                 await asyncio.gather(*map(self._stop, list(self._alive)))
+
+    def _reserve(self, stack: ExitStack, listen: str, setting: str) -> str:
+        """Takes a port for the workers, and tells them which."""
+        port = stack.enter_context(reserved_port(listen, setting=setting))
+        self._variables[setting] = address = f"{listen.rpartition(':')[0]}:{port}"
+        return address
 
     def _count_serving(self) -> int:
         return sum(worker.serves for worker in list(self._workers.values()))
