@@ -1,6 +1,7 @@
 """Users whose taste is known, whose feeds are candidates of a user tower that knows it in part: what a ranker
 can learn from their log, and what it then earns."""
 
+import random
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Final
@@ -141,6 +142,7 @@ def _served(scores: FloatArray, video_exploration: float) -> Selection:
     context: Any = SimpleNamespace(
         query=SimpleNamespace(page_size=_PAGE, served=(), allowed=None),
         failed=frozenset(),
+        seed=random.getrandbits(64),
         parameters=FeedParameters(personalised_share=1.0, video_exploration=video_exploration),
     )
     return QuotaSelector().select(context, given)

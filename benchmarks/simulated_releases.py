@@ -1,6 +1,7 @@
 """Two releases on users whose taste is known, for the benchmark of experiments: feeds that the server's own
 mix makes of the one's rankings, some videos drawn by chance, and what the other would really earn."""
 
+import random
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Final
@@ -116,6 +117,7 @@ class Near:
         context: Any = SimpleNamespace(
             query=SimpleNamespace(page_size=_PAGE, served=(), allowed=None),
             failed=frozenset(),
+            seed=random.getrandbits(64),
             parameters=FeedParameters(video_exploration=video_exploration),
         )
         return QuotaSelector().select(context, given)

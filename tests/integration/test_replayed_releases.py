@@ -4,6 +4,7 @@ and index are asked by what was known of a user at each page."""
 import argparse
 import asyncio
 import json
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -163,6 +164,7 @@ def page(world: World, user_id: str, session: Sequence[str]) -> Selection:
     context: Any = SimpleNamespace(
         query=SimpleNamespace(page_size=10, served=tuple(map(hash_id, session)), allowed=None),
         failed=frozenset(),
+        seed=random.getrandbits(64),
         parameters=FeedParameters(video_exploration=0.2),
     )
     return QuotaSelector().select(context, given)

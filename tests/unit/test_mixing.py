@@ -1,6 +1,7 @@
 """The mix: quotas, refill, owners, no duplicates."""
 
 import math
+import random
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -30,11 +31,13 @@ def select(
     trending_slots: int | None = None,
     exploration: float = 0.0,
     failed: frozenset[FeedSource] = frozenset(),
+    seed: int | None = None,
 ) -> Selection:
     context: Any = SimpleNamespace(
         query=SimpleNamespace(page_size=size, served=(0,) * served, allowed=None),
         failed=failed,
         parameters=FeedParameters(share, cap, trending_slots, exploration),
+        seed=random.getrandbits(64) if seed is None else seed,
     )
     return QuotaSelector().select(context, given)
 
@@ -157,3 +160,25 @@ def test_a_slot_that_another_source_had_to_fill_says_nothing_of_odds() -> None:
     assert page.propensities is not None
     for item, propensity in zip(page.items, page.propensities, strict=True):
         assert math.isnan(propensity) == (item.source is POP)
+
+
+def test_a_page_is_as_planned_where_each_slot_has_a_video_of_its_own_source() -> None:
+    plenty = candidates(P, 30) + candidates(T, 30)
+    assert select(plenty).as_planned
+    assert not select(candidates(P, 30) + candidates(T, 2)).as_planned
+    assert not select(candidates(P, 6) + candidates(T, 30)).as_planned
+    # Enough of them, but all of one owner.
+    assert not select(candidates(P, 30, owner=1) + candidates(T, 30)).as_planned
+    assert not select([]).as_planned
+
+
+def test_a_page_that_is_chosen_again_with_more_candidates_draws_the_same() -> None:
+    few = candidates(P, 6) + candidates(T, 30)
+    drawn = set()
+    for seed in range(200):
+        first, second = (select(each, exploration=0.5, seed=seed) for each in (few, few + candidates(POP, 9)))
+        assert [s.quota_count for s in first.shares if s.source in (P, T)] == [
+            s.quota_count for s in second.shares if s.source in (P, T)
+        ]
+        drawn.add(first.shares[0].quota_count)
+    assert len(drawn) > 3

@@ -37,6 +37,7 @@ def select(
     context: Any = SimpleNamespace(
         query=SimpleNamespace(page_size=size, served=(), allowed=allowed),
         failed=frozenset(),
+        seed=random.getrandbits(64),
         parameters=FeedParameters(share, cap, None, exploration, video_exploration),
     )
     return QuotaSelector().select(context, given)

@@ -15,12 +15,14 @@ class VideoDraws:
     """The personalised videos of one page: mostly the best that is left, and for a share of the slots one of
     the best few, each as likely as the others."""
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, chance: random.Random) -> None:
         """
         Args:
             share: Of the slots whose video is drawn.
+            chance: Draws.
         """
         self._share = share
+        self._chance = chance
         self._pool: list[Candidate] = []
         self._entered: list[str] = []
         self._shown: dict[str, int] = {}
@@ -41,7 +43,7 @@ class VideoDraws:
         count = len(self._pool)
         if not count:
             return None
-        drawn = random.randrange(count) if random.random() < self._share else 0
+        drawn = self._chance.randrange(count) if self._chance.random() < self._share else 0
         chosen = self._pool.pop(drawn)
         self._shown[chosen.video_id] = place
         self._propensities[place] = (1.0 - self._share) * (drawn == 0) + self._share / count

@@ -46,6 +46,8 @@ failed, what is nearest to it stands in: what was personal a while ago, what is 
 
 _SLOTS_REMEMBERED = 256
 _SOURCES = tuple(FeedSource)
+_NO_CHANCE = random.Random()
+"""Where nothing is drawn: to seed one takes longer than to choose a page's slots."""
 _DRAWN = tuple(_REFILL)
 """Where exploration draws a slot's source from, each as likely as the others."""
 
@@ -63,8 +65,9 @@ class QuotaSelector:
         """See `Selector`; the candidates of each source best first."""
         parameters, page_size = context.parameters, context.query.page_size
         quota = slots_of(parameters.trending_share(page_size), len(context.query.served), page_size)
-        slots = _explored(quota, parameters.exploration) if parameters.exploration else quota
-        draws = _draws(context)
+        chance = random.Random(context.seed) if parameters.explores else _NO_CHANCE
+        slots = _explored(quota, parameters.exploration, chance) if parameters.exploration else quota
+        draws = _draws(context, chance)
         page = _Page(slots, candidates, parameters.per_owner_cap, draws)
         # What trends fills its own slots first: a video that is also personal to the user would
         # otherwise take a personalised slot, and the page would show less of both.
@@ -96,16 +99,16 @@ class QuotaSelector:
         )
 
 
-def _draws(context: FeedContext) -> VideoDraws | None:
+def _draws(context: FeedContext, chance: random.Random) -> VideoDraws | None:
     """None where no video is left to chance. What a request asks for or blocks is not logged, so that nobody
     could say later what another release would have shown there."""
     share = context.parameters.video_exploration
-    return VideoDraws(share) if share and context.query.allowed is None else None
+    return VideoDraws(share, chance) if share and context.query.allowed is None else None
 
 
-def _explored(quota: Sequence[FeedSource], exploration: float) -> list[FeedSource]:
+def _explored(quota: Sequence[FeedSource], exploration: float, chance: random.Random) -> list[FeedSource]:
     """The slots after each has, with this probability, drawn its source anew."""
-    return [random.choice(_DRAWN) if random.random() < exploration else source for source in quota]
+    return [chance.choice(_DRAWN) if chance.random() < exploration else source for source in quota]
 
 
 def _propensities(

@@ -23,6 +23,11 @@ class FeedParameters:
     ranker: bool = False
     """Whether the release's ranker, if it has one, orders the personalised videos."""
 
+    @property
+    def explores(self) -> bool:
+        """Whether anything is left to chance."""
+        return bool(self.exploration or self.video_exploration)
+
     def trending_share(self, page_size: int) -> float:
         """Share of a page's slots."""
         if self.trending_slots is not None:

@@ -1,9 +1,11 @@
 """What flows through the feed pipeline, and the seven roles that work on it."""
 
+import random
 import time
 from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import partial
 from itertools import compress
 from typing import Any, Protocol, TypeAlias
 
@@ -96,6 +98,8 @@ class FeedContext:
     assignment: Assignment = NO_ARMS
     started_s: float = field(default_factory=time.monotonic)
     """By the monotonic clock."""
+    seed: int = field(default_factory=partial(random.getrandbits, 64))
+    """Of what is left to chance: a page that is chosen a second time, with more candidates, draws alike."""
     served: frozenset[int] = field(init=False)
     """The query's."""
 
