@@ -46,8 +46,8 @@ _ASKED: Final = 40
 def main() -> None:
     """Prints one JSON object, and writes it to benchmarks/results/ranker.json."""
     parser = argparse.ArgumentParser(description="What a ranker gains and costs")
-    parser.add_argument("--pages", type=int, default=10_000, help="that are logged (default: 10,000)")
-    parser.add_argument("--rounds", type=int, default=10, help="of calls to each server (default: 10)")
+    parser.add_argument("--pages", type=int, default=8_000, help="that are logged (default: 8,000)")
+    parser.add_argument("--rounds", type=int, default=8, help="of calls to each server (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
     arguments = parser.parse_args()
     gain = simulate(np.random.default_rng(arguments.seed), arguments.pages)

@@ -216,6 +216,22 @@ async def test_what_is_new_is_read_with_its_users_histories_and_a_sample_of_othe
     assert sum(capped.dataset.interactions[IS_NEW].to_pylist()) == 3
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # Keras is imported
+async def test_a_log_that_teaches_no_ranker_leaves_the_one_that_there_is(
+    database: Database, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = trained(settings, "first")
+    run.write_ranker({"refused": ""})
+    await serve(database, "r1", "first", 1)
+    new = LogRange(log_id="log", after_seq=10, last_seq=20)
+    again = Round(run="first", base="first", new=new, replaces="r1", step=Step.RANK)
+    with caplog.at_level("INFO"):
+        await asyncio.to_thread(HourlySteps(settings).rank, again)
+    # The release has no files here.
+    assert "run first gets no new ranker: " in caplog.text
+    assert run.read_ranker() == {"refused": ""}
+
+
 def test_old_runs_of_the_job_alone_are_removed_and_never_the_base(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, releases_kept=2)
     names = ["latest", "hourly-1", "hourly-2", "hourly-3", "hourly-4"]
