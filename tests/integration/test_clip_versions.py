@@ -18,6 +18,7 @@ from keek_training.publishing.clip import ClipSource
 from keek_training.publishing.kept import KeptRelease, ReleaseModels
 from keek_training.publishing.models import publish_models
 from keek_training.publishing.repository import load_models, prune_versions
+from keek_training.publishing.source import TowerSource
 from keek_training.runs import Run
 
 RECORD = ClipRecord(
@@ -92,11 +93,11 @@ async def towers(settings: Settings) -> AsyncIterator[TowerClient]:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def source(tmp_path_factory: pytest.TempPathFactory) -> TowerSource:
     run = Run(tmp_path_factory.mktemp("run"))
     save(user_tower(USER_TOWER, 1.0), run.user_tower)
     save(video_tower(VIDEO_TOWER), run.video_tower)
-    return run
+    return TowerSource.of_files(run.user_tower, run.video_tower)
 
 
 async def answers(towers: TowerClient, version: int) -> float:
@@ -108,25 +109,25 @@ async def answers(towers: TowerClient, version: int) -> float:
 
 
 async def test_a_clip_is_published_once_and_stays_as_long_as_a_release_uses_it(
-    settings: Settings, towers: TowerClient, run: Run, tmp_path: Path
+    settings: Settings, towers: TowerClient, source: TowerSource, tmp_path: Path
 ) -> None:
-    source = clip_source(tmp_path / "a")
-    first = await publish_models(run, source, 1, [], settings)
+    clip = clip_source(tmp_path / "a")
+    first = await publish_models(source, clip, 1, [], settings)
     assert first.clip is not None
     assert await answers(towers, 1) == 12.0
 
-    second = await publish_models(run, source, 2, [kept(first, "r1")], settings)
+    second = await publish_models(source, clip, 2, [kept(first, "r1")], settings)
     assert second.clip == first.clip
     assert second.user_tower.version == 2
     assert not await towers.has(CLIP_IMAGE, 2)
 
     changed = clip_source(tmp_path / "b", image=2.0)
-    third = await publish_models(run, changed, 3, [kept(second, "r2")], settings)
+    third = await publish_models(source, changed, 3, [kept(second, "r2")], settings)
     assert third.clip is not None
     assert (third.clip.image.version, third.clip.text.version) == (3, 1)
     assert [await answers(towers, version) for version in (1, 3)] == [12.0, 24.0]
 
-    fourth = await publish_models(run, changed, 4, [kept(third, "r3")], settings)
+    fourth = await publish_models(source, changed, 4, [kept(third, "r3")], settings)
     assert fourth.clip == third.clip
     # As after each release: what none uses goes, and the next load has Triton drop it.
     prune_versions(settings.model_repository, [third.by_name, fourth.by_name], 4)
@@ -135,18 +136,18 @@ async def test_a_clip_is_published_once_and_stays_as_long_as_a_release_uses_it(
     assert await towers.has(CLIP_TEXT, 1)
     assert not (settings.model_repository / CLIP_IMAGE.model / "1").exists()
 
-    without = await publish_models(run, None, 5, [kept(fourth, "r4")], settings)
+    without = await publish_models(source, None, 5, [kept(fourth, "r4")], settings)
     assert without.clip is None
     assert await answers(towers, 3) == 24.0
 
 
 async def test_an_encoder_that_triton_refuses_is_taken_out_and_the_live_one_keeps_serving(
-    settings: Settings, towers: TowerClient, run: Run, tmp_path: Path
+    settings: Settings, towers: TowerClient, source: TowerSource, tmp_path: Path
 ) -> None:
-    live = await publish_models(run, clip_source(tmp_path / "good", image=3.0), 11, [], settings)
+    live = await publish_models(source, clip_source(tmp_path / "good", image=3.0), 11, [], settings)
     broken = clip_source(tmp_path / "broken", image=4.0, text_size=256)
     with pytest.raises(SetupError, match=r"Triton does not load clip_text: .*clip_vector has shape"):
-        await publish_models(run, broken, 12, [kept(live, "r11")], settings)
+        await publish_models(source, broken, 12, [kept(live, "r11")], settings)
     assert await answers(towers, 11) == 36.0
     assert await towers.has(CLIP_TEXT, 11)
     for model in live.by_name:
