@@ -25,7 +25,7 @@ from keek_server.releases.release import VIDEO_COLUMNS, Corpus
 from keek_server.retrieval.live import LiveIndex
 from keek_server.towers.contract import DIMENSION, RANKING_FEATURES
 from keek_server.towers.features import Float32Array
-from keek_server.towers.ranking import RankedPage
+from keek_server.towers.ranking import RankedPage, Ranker
 
 COUNT = 40
 VERSION = 7
@@ -267,3 +267,24 @@ def test_the_parameter_counts_as_set_either_way() -> None:
     usual = FeedParameters(ranker=True)
     assert not usual.with_arm(ArmParameters(ranker=False)).ranker
     assert usual.with_arm(ArmParameters(exploration=0.1)).ranker
+
+
+class Triton:
+    """Answers with what it is given."""
+
+    def __init__(self, answer: Float32Array) -> None:
+        self.answer = answer
+
+    async def vectors(self, *_given: object, deadline_s: float) -> Float32Array:
+        return self.answer
+
+
+async def test_an_answer_of_another_shape_is_none() -> None:
+    vectors = np.ones((3, DIMENSION), np.float32)
+    page = RankedPage(vectors[0], vectors, np.ones((3, len(RANKING_FEATURES)), np.float32))
+    triton = Triton(np.ones((1, 3), np.float32))
+    ranker = Ranker(cast("Any", triton), VERSION, deadline_s=1.0)
+    assert (await ranker.scores(page)).tolist() == [1.0, 1.0, 1.0]
+    triton.answer = np.ones((1, 2), np.float32)
+    with pytest.raises(UnavailableError, match=r"ranker version 7 gave scores \[1, 2\], not \[1, 3\]"):
+        await ranker.scores(page)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from keek_server.batching import Batcher
 from keek_server.breaker import Breaker
+from keek_server.errors import UnavailableError
 from keek_server.towers.client import TowerClient
 from keek_server.towers.contract import DIMENSION, RANKER, RANKING_FEATURES
 from keek_server.towers.features import Float32Array, Tensors
@@ -131,10 +132,12 @@ class Ranker:
         return await self._batcher.submit(page)
 
     async def _run(self, batch: list[RankedPage]) -> Sequence[Float32Array]:
+        tensors = ranker_batch(batch)
         with self._breaker.asking():
-            scores = await self._towers.vectors(
-                RANKER, self.version, ranker_batch(batch), deadline_s=self._deadline_s
-            )
+            scores = await self._towers.vectors(RANKER, self.version, tensors, deadline_s=self._deadline_s)
+            if scores.shape != tensors["mask"].shape:
+                shapes = f"{list(scores.shape)}, not {list(tensors['mask'].shape)}"
+                raise UnavailableError(f"ranker version {self.version} gave scores {shapes}")
         return [own[: len(page.vectors)] for own, page in zip(scores, batch, strict=True)]
 
 

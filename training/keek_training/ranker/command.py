@@ -10,6 +10,7 @@ from keek_server.commands import parse_since
 from keek_server.experiments.attribution import WINDOW_HOURS
 from keek_server.settings import Settings
 from keek_training.datasets.commands import Subparsers
+from keek_training.runs import Run
 
 _HOUR_US: Final = 3600 * 1_000_000
 
@@ -21,6 +22,10 @@ def add_ranker_arguments(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--release", metavar="RELEASE_ID", help="a release that is ready (default: the active one)"
+    )
+    parser.add_argument(
+        "--run",
+        help="another exported run, whose towers it is for (default: the run that the release came from)",
     )
     parser.add_argument(
         "--since",
@@ -48,6 +53,7 @@ def run_ranker(arguments: argparse.Namespace, settings: Settings) -> int:
         learn_ranker(
             settings,
             release_id=arguments.release,
+            run=Run.named(arguments.run, settings) if arguments.run else None,
             since_us=arguments.since,
             window_us=int(arguments.window_hours * _HOUR_US),
         )
