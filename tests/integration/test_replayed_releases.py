@@ -170,7 +170,7 @@ def page(world: World, user_id: str, session: Sequence[str]) -> Selection:
     return QuotaSelector().select(context, given)
 
 
-async def serve(world: World, log: ExposureLog, user_id: str, session: Sequence[str]) -> list[str]:
+def serve(world: World, log: ExposureLog, user_id: str, session: Sequence[str]) -> list[str]:
     made = page(world, user_id, session)
     beside = [item.video_id for item in made.items if item.source is not FeedSource.PERSONALISED]
     world.expected.append((user_id, capped(world.ranked(user_id, session), beside)[: 10 - len(beside)]))
@@ -181,7 +181,7 @@ async def serve(world: World, log: ExposureLog, user_id: str, session: Sequence[
         assignment=NO_ARMS,
         degradations=[],
     )
-    await log.apply(cast("FeedPage", SimpleNamespace(context=context, selection=made, elapsed_s=0.001)))
+    log.apply(cast("FeedPage", SimpleNamespace(context=context, selection=made, elapsed_s=0.001)))
     return [item.video_id for item in made.items]
 
 
@@ -213,13 +213,13 @@ async def world(database: Database, own: Settings) -> World:
         await interactions.append([event(user_id, id_) for id_ in world.done[user_id]])
     sessions = {}
     for user_id in world.done:
-        sessions[user_id] = await serve(world, log, user_id, ())
+        sessions[user_id] = serve(world, log, user_id, ())
         liked = sessions[user_id][number % 10]
         await interactions.append([event(user_id, liked, SKIP)])
         world.done[user_id].append(liked)
     later = []
     for user_id, session in sessions.items():
-        second = await serve(world, log, user_id, session)
+        second = serve(world, log, user_id, session)
         # What follows from both pages must not be known when they are made again.
         later += [event(user_id, id_, LIKE) for id_ in (*session, *second) if rng.random() < 0.3]
     await interactions.append(later)
