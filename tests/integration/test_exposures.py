@@ -2,8 +2,9 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import pytest
 import sqlalchemy as sa
@@ -87,20 +88,20 @@ async def test_of_a_sample_of_users_every_page_is_logged(database: Database) -> 
 async def test_what_comes_while_a_batch_is_written_waits_for_the_next(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log, write, begun = ExposureLog(database), database.write, 0
+    log, transact, begun = ExposureLog(database), database.transact, 0
 
-    def counted() -> Any:
+    async def counted(work: Callable[[sa.Connection], None]) -> None:
         nonlocal begun
         begun += 1
         # As feeds do under load: while rows are written, more of them come.
         log._waiting.append({**log._waiting[0], "user_id": f"late{begun}"})
-        return write()
+        await transact(work)
 
     log.apply(page("early"))
     await log.flush()  # makes the month's partition where there are such
     for number in range(3):
         log.apply(page(f"u{number}"))
-    monkeypatch.setattr(database, "write", counted)
+    monkeypatch.setattr(database, "transact", counted)
     await log.flush()
     assert begun == 1
     assert sorted(await logged(database)) == ["early", "u0", "u1", "u2"]
@@ -114,11 +115,11 @@ async def test_what_could_not_be_written_waits_on(
     log = ExposureLog(database)
     log.apply(page("u1"))
 
-    def down() -> Any:
+    async def down(_work: Callable[[sa.Connection], None]) -> None:
         raise UnavailableError("the database is not reachable")
 
     with monkeypatch.context() as patched:
-        patched.setattr(database, "write", down)
+        patched.setattr(database, "transact", down)
         with pytest.raises(UnavailableError):
             await log.flush()
     assert await logged(database) == []
