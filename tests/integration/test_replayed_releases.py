@@ -44,9 +44,10 @@ from keek_server.towers.contract import (
     USER_TOWER,
     VIDEO_TOWER,
 )
-from keek_server.towers.features import video_features
+from keek_server.towers.features import Tensors, video_features
 from keek_server.videos.catalogue import Catalogue
 from keek_server.videos.video import ClipVector, Video
+from keek_training.publishing.catalogue import Catalogue as ReadCatalogue
 from keek_training.publishing.catalogue import read_catalogue
 from keek_training.publishing.indexes import build_corpus
 from keek_training.publishing.source import TowerSource
@@ -77,6 +78,17 @@ def own(settings: Settings, tmp_path: Path) -> Settings:
     return settings.model_copy(update={"model_repository": tmp_path / "models"})
 
 
+def inputs_of(catalogue: ReadCatalogue) -> Tensors:
+    """The video tower's, of a whole catalogue."""
+    return video_features(
+        catalogue.video_ids,
+        catalogue.owner_ids,
+        catalogue.tags,
+        catalogue.durations_s,
+        catalogue.clip_vectors,
+    )
+
+
 async def publish(
     release_id: str, number: int, matrix: npt.NDArray[np.float32], database: Database, settings: Settings
 ) -> None:
@@ -89,16 +101,7 @@ async def publish(
         paths.append(folder / "model.onnx")
         onnx.save(model, str(paths[-1]))
     catalogue = await read_catalogue(database)
-    vectors = OnnxTowers(TowerSource.of_files(*paths, HISTORY)).answer(
-        VIDEO_TOWER,
-        video_features(
-            catalogue.video_ids,
-            catalogue.owner_ids,
-            catalogue.tags,
-            catalogue.durations_s,
-            catalogue.clip_vectors,
-        ),
-    )
+    vectors = OnnxTowers(TowerSource.of_files(*paths, HISTORY)).answer(VIDEO_TOWER, inputs_of(catalogue))
     corpus = build_corpus(catalogue, vectors)
     index, report = build_index(corpus.vectors, corpus.vectors, IndexOptions(COUNT + 1, 1.0))
     folder = settings.release_dir / release_id
@@ -196,15 +199,10 @@ async def world(database: Database, own: Settings) -> World:
     # Newer than the release, and near to everyone.
     await store.put([video(NEW, 3)], {NEW: clip(*range(60), scale=0.4)})
     catalogue = await read_catalogue(database)
-    inputs = video_features(
-        catalogue.video_ids,
-        catalogue.owner_ids,
-        catalogue.tags,
-        catalogue.durations_s,
-        catalogue.clip_vectors,
-    )
     tower = own.model_repository / VIDEO_TOWER.model / "2" / "model.onnx"
-    vectors = OnnxTowers(TowerSource.of_files(tower, tower, HISTORY)).answer(VIDEO_TOWER, inputs)
+    vectors = OnnxTowers(TowerSource.of_files(tower, tower, HISTORY)).answer(
+        VIDEO_TOWER, inputs_of(catalogue)
+    )
     world = World(dict(zip(catalogue.video_ids, vectors, strict=True)))
     await store.delete(DELETED, "")
     for number in range(USERS):
@@ -302,14 +300,7 @@ async def test_other_towers_may_take_the_place_of_a_release_s(
         read = await read_pages(changed, logged, rewards, database, own)
         same = await read_pages(target, logged, rewards, database, own)
     catalogue = await read_catalogue(database)
-    inputs = video_features(
-        catalogue.video_ids,
-        catalogue.owner_ids,
-        catalogue.tags,
-        catalogue.durations_s,
-        catalogue.clip_vectors,
-    )
-    vectors = OnnxTowers(source).answer(VIDEO_TOWER, inputs)
+    vectors = OnnxTowers(source).answer(VIDEO_TOWER, inputs_of(catalogue))
     # Of what is removed, the vector is as it was.
     new = world.vectors | dict(zip(catalogue.video_ids, vectors, strict=True))
     feeds = {int(time_us): feed for feed, time_us in enumerate(logged.exposures.times_us)}

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final
@@ -27,6 +27,9 @@ _TOGETHER: Final = 64
 Asked = tuple[int, Moment]
 """A feed of the log, and its moment."""
 
+Pages = Mapping[int, Sequence[Asked]]
+"""By user, each one's in the order of time."""
+
 
 async def release_choices(
     target: Target, logged: Logged, database: Database, settings: Settings, *, per_owner_cap: int
@@ -46,26 +49,48 @@ async def release_choices(
     choices: list[Choices | None] = [None] * len(logged.exposures)
     codes = {video_id: code for code, video_id in enumerate(logged.video_ids)}
     pages = _pages(logged)
-    users = list(pages)
-    with tqdm(total=len(users), unit="user", desc="asking the release", disable=None) as progress:
-        for start in range(0, len(users), _USERS):
-            batch = users[start : start + _USERS]
-            last_us = max(pages[user][-1][1].now_us for user in batch)
-            rows = await done_by(database, [logged.user_ids[user] for user in batch], last_us)
+    async for part in as_they_were(pages, logged, database, settings, desc="asking the release"):
+        moments = [moment for _, moment in part]
+        found = await asyncio.to_thread(target.choose, moments, per_owner_cap)
+        for (feed, _), own in zip(part, found, strict=True):
+            if own is not None:
+                choices[feed] = [codes.get(video_id, -1) for video_id in own]
+    return choices
+
+
+async def as_they_were(
+    pages: Pages, logged: Logged, database: Database, settings: Settings, *, desc: str
+) -> AsyncIterator[list[Asked]]:
+    """The pages with the history and what was seen at each, a few at a time.
+
+    Args:
+        pages: Without a history yet.
+        logged: What the users are of.
+        database: Its log says what users had done by then.
+        settings: What a history, and what a user has seen, is made of.
+        desc: Names the progress that is shown.
+    """
+    with tqdm(total=len(pages), unit="user", desc=desc, disable=None) as progress:
+        async for users, rows in done_before(pages, logged, database):
             asked = [
                 own
-                for user in batch
-                for own in as_it_was(pages[user], rows.get(logged.user_ids[user], []), settings)
+                for user in users
+                for own in _as_it_was(pages[user], rows.get(logged.user_ids[user], []), settings)
             ]
             for first in range(0, len(asked), _TOGETHER):
-                part = asked[first : first + _TOGETHER]
-                moments = [moment for _, moment in part]
-                found = await asyncio.to_thread(target.choose, moments, per_owner_cap)
-                for (feed, _), own in zip(part, found, strict=True):
-                    if own is not None:
-                        choices[feed] = [codes.get(video_id, -1) for video_id in own]
-            progress.update(len(batch))
-    return choices
+                yield asked[first : first + _TOGETHER]
+            progress.update(len(users))
+
+
+async def done_before(
+    pages: Pages, logged: Logged, database: Database
+) -> AsyncIterator[tuple[list[int], dict[str, list[Any]]]]:
+    """Some users at a time, and what they had done by their last page: by id, in the order of the log."""
+    users = list(pages)
+    for start in range(0, len(users), _USERS):
+        batch = users[start : start + _USERS]
+        last_us = max(pages[user][-1][1].now_us for user in batch)
+        yield batch, await _done_by(database, [logged.user_ids[user] for user in batch], last_us)
 
 
 def _pages(logged: Logged) -> dict[int, list[Asked]]:
@@ -93,7 +118,7 @@ def _pages(logged: Logged) -> dict[int, list[Asked]]:
     return pages
 
 
-def as_it_was(pages: Sequence[Asked], rows: Sequence[Any], settings: Settings) -> Iterator[Asked]:
+def _as_it_was(pages: Sequence[Asked], rows: Sequence[Any], settings: Settings) -> Iterator[Asked]:
     """A user's pages with the history and what was seen at each, from all rows of the user in their order."""
     history: list[HistoryEntry] = []
     seen: dict[str, None] = {}
@@ -116,7 +141,7 @@ def as_it_was(pages: Sequence[Asked], rows: Sequence[Any], settings: Settings) -
         )
 
 
-async def done_by(database: Database, user_ids: Sequence[str], last_us: int) -> dict[str, list[Any]]:
+async def _done_by(database: Database, user_ids: Sequence[str], last_us: int) -> dict[str, list[Any]]:
     """What users had done by some time, by user, in the order of the log."""
     c = interactions.c
     query = (

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Final, Self
 
 import numpy as np
-from tqdm import tqdm
 
 from keek_server.experiments.logs import FloatArray, Int64Array
 from keek_server.experiments.reading import Logged
@@ -16,16 +15,11 @@ from keek_server.settings import Settings
 from keek_server.storage.database import Database
 from keek_server.towers.features import Float32Array, Tensors
 from keek_server.towers.ranking import RankedPage, ranker_batch
-from keek_training.replay_choices import Asked, as_it_was, done_by
+from keek_training.replay_choices import Asked, as_they_were, done_before
 from keek_training.replay_target import Moment, Target
 
 MOST_PAGES: Final = 50_000
 """That a ranker learns from, the latest: 3 KiB each."""
-
-_USERS: Final = 256
-"""Whose interactions are read together."""
-_TOGETHER: Final = 64
-"""Pages that the user tower is asked about together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +95,9 @@ async def read_pages(
     """
     slots = _slots(logged, rewards)
     by_user = _by_user(logged, list(slots))
-    users, found = list(by_user), list[Shown]()
-    with tqdm(total=len(users), unit="user", desc="reading pages", disable=None) as progress:
-        for start in range(0, len(users), _USERS):
-            batch = users[start : start + _USERS]
-            last_us = max(by_user[user][-1][1].now_us for user in batch)
-            rows = await done_by(database, [logged.user_ids[user] for user in batch], last_us)
-            asked = [
-                own
-                for user in batch
-                for own in as_it_was(by_user[user], rows.get(logged.user_ids[user], []), settings)
-            ]
-            for first in range(0, len(asked), _TOGETHER):
-                part = asked[first : first + _TOGETHER]
-                found += await asyncio.to_thread(_read, target, logged, rewards, slots, part)
-            progress.update(len(batch))
+    found: list[Shown] = []
+    async for part in as_they_were(by_user, logged, database, settings, desc="reading pages"):
+        found += await asyncio.to_thread(_read, target, logged, rewards, slots, part)
     return found
 
 
@@ -123,12 +105,9 @@ async def videos_of(logged: Logged, rewards: FloatArray, database: Database) -> 
     """The videos that `read_pages` looks at with these arguments: shown, or met by their users before."""
     slots = _slots(logged, rewards)
     by_user = _by_user(logged, list(slots))
-    users, codes = list(by_user), logged.exposures.videos
+    codes = logged.exposures.videos
     found = {logged.video_ids[code] for own in slots.values() for code in codes[own].tolist()}
-    for start in range(0, len(users), _USERS):
-        batch = users[start : start + _USERS]
-        last_us = max(by_user[user][-1][1].now_us for user in batch)
-        rows = await done_by(database, [logged.user_ids[user] for user in batch], last_us)
+    async for _, rows in done_before(by_user, logged, database):
         found.update(row.video_id for own in rows.values() for row in own)
     return found
 
