@@ -37,7 +37,7 @@ from keek_server.interactions.users import LoggedUsers
 from keek_server.interactions.writer import ProjectionWriter
 from keek_server.jobs import running
 from keek_server.metrics_endpoint import metrics_endpoint
-from keek_server.port import reserved_port
+from keek_server.port import reserved_port, with_port
 from keek_server.releases.alias import keep_alias
 from keek_server.releases.channel import PlanChannel
 from keek_server.releases.diff import FeedDiffer
@@ -243,7 +243,7 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
             waiting_limit=settings.waiting_limit,
         )
         port = _reserved(stack, settings.listen, "KEEK_LISTEN", worker)
-        servers = {"KEEK_LISTEN": (server, _at(settings.listen, port))}
+        servers = {"KEEK_LISTEN": (server, with_port(settings.listen, port))}
         interactions_port = None
         if settings.interactions_listen:
             setting = "KEEK_INTERACTIONS_LISTEN"
@@ -251,7 +251,7 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
             server = build_interaction_server(
                 interaction_servicer, health, drain, door, waiting_limit=settings.waiting_limit
             )
-            servers[setting] = (server, _at(settings.interactions_listen, interactions_port))
+            servers[setting] = (server, with_port(settings.interactions_listen, interactions_port))
         heartbeat = Heartbeat(
             fleet,
             live,
@@ -305,10 +305,6 @@ def _reserved(stack: AsyncExitStack, listen: str, setting: str, worker: int | No
     if worker is not None:
         return int(listen.rpartition(":")[2])
     return stack.enter_context(reserved_port(listen, setting=setting))
-
-
-def _at(listen: str, port: int) -> str:
-    return f"{listen.rpartition(':')[0]}:{port}"
 
 
 def _name(settings: Settings, port: int, worker: int | None) -> str:

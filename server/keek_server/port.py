@@ -32,6 +32,11 @@ def reserved_port(address: str, *, setting: str = "KEEK_LISTEN") -> Iterator[int
         yield number
 
 
+def with_port(address: str, port: int) -> str:
+    """The same host:port with the number that was taken for it."""
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
 def _hold(held: socket.socket, where: tuple[object, ...]) -> int:
     """Binds for oneself alone, and then lets in whoever of the same user shares ports."""
     if held.family == socket.AF_INET6:

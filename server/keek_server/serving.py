@@ -12,6 +12,7 @@ from pydantic import SecretStr
 
 from keek_server.command import Command
 from keek_server.errors import SetupError
+from keek_server.port import with_port
 from keek_server.settings import Settings
 from keek_server.workers.process import SETTLED, UNSETTLED, spawn, stop
 from keek_server.workers.supervisor import Supervisor
@@ -64,8 +65,7 @@ async def _serve(settings: Settings, *, worker: int | None = None, ready_fd: int
         if ready_fd is not None:
             os.write(ready_fd, SETTLED if app.settled else UNSETTLED)
             os.close(ready_fd)
-        host = settings.listen.rpartition(":")[0]
-        logger.info("listening on %s:%d", host, app.port)
+        logger.info("listening on %s", with_port(settings.listen, app.port))
         await asyncio.Event().wait()
 
 

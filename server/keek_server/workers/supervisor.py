@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any, Final
 
 from keek_server.errors import SetupError
-from keek_server.port import reserved_port
+from keek_server.port import reserved_port, with_port
 from keek_server.settings import Settings
 from keek_server.workers.metrics import VARIABLE, WorkerMetrics, worker_metrics
 from keek_server.workers.process import Worker
@@ -81,7 +81,7 @@ class Supervisor:
     def _reserve(self, stack: ExitStack, listen: str, setting: str) -> str:
         """Takes a port for the workers, and tells them which."""
         port = stack.enter_context(reserved_port(listen, setting=setting))
-        self._variables[setting] = address = f"{listen.rpartition(':')[0]}:{port}"
+        self._variables[setting] = address = with_port(listen, port)
         return address
 
     def _count_serving(self) -> int:
