@@ -118,12 +118,14 @@ async def _cost(directory: Path, fitted: Fitted, rounds: int) -> dict[str, Any]:
             for name in list(clients)[:: 1 if number % 2 else -1]:
                 times[name] += await _times_ms(clients[name], _ASKED)
         stage_ms = _stage_ms(await servers["with"].metrics())
+    written = run.read_ranker()
+    assert written is not None
     p50 = {name: statistics.median(own) for name, own in times.items()}
     return {
         "ms_per_page": round(stage_ms, 3),
         "p50_vs_without": round(p50["with"] / p50["without"], 3),
         "p50_ms": {name: round(own, 3) for name, own in p50.items()},
-        "model_ms_per_page": run.read_ranker()["ms_per_page"],  # type: ignore[index]
+        "model_ms_per_page": written["ms_per_page"],
     }
 
 

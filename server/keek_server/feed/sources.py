@@ -51,7 +51,16 @@ class PersonalisedSource:
         videos = serving.fresh.index
         vector = kept_vector(serving.users, videos, query.user_id, context.history, context.now_us)
         context.user_vector = vector
-        found = None if vector is None else _kept_videos(context, vector, _MARGIN * count)
+        if vector is None:
+            return None
+        found = serving.found.find(
+            query.user_id,
+            vector,
+            videos,
+            _MARGIN * count,
+            seen=context.user.seen,
+            served=context.served,
+        )
         return None if found is None else self._proposed(found)
 
     async def candidates(self, context: FeedContext, count: int) -> list[Candidate]:
@@ -66,19 +75,16 @@ class PersonalisedSource:
         if query.allowed is not None:
             found = await self._search(context, vector, _MARGIN * count)
         else:
-            found = await self._find(context, vector, _MARGIN * count, _AHEAD * count)
+            found = await self._search_ahead(context, vector, _MARGIN * count, _AHEAD * count)
         return self._proposed(found)
 
     def _proposed(self, found: Iterable[FoundVideo]) -> list[Candidate]:
         return [Candidate(video_id, self.source, score, owner) for video_id, score, owner in found]
 
-    async def _find(
+    async def _search_ahead(
         self, context: FeedContext, vector: Float32Array, wanted: int, ahead: int
     ) -> list[FoundVideo]:
-        """What a search finds, of this page or of one before."""
-        found = _kept_videos(context, vector, wanted)
-        if found is not None:
-            return found
+        """What a search finds, which is kept with some more for the pages that follow."""
         change_count = context.serving.fresh.index.change_count
         found = await self._search(context, vector, wanted + ahead)
         if not context.served:
@@ -101,13 +107,6 @@ class PersonalisedSource:
         hits = await searcher.search(query)
         owners = hits.values(serving.fresh.index.columns["owners"], "owners")
         return list(zip(hits.found_ids(), hits.scores.tolist(), owners, strict=True))
-
-
-def _kept_videos(context: FeedContext, vector: Float32Array, wanted: int) -> list[FoundVideo] | None:
-    """What was found for a vector, on this page or on one before; None where only a search can tell."""
-    serving, user_id = context.serving, context.query.user_id
-    seen, served = context.user.seen, context.served
-    return serving.found.find(user_id, vector, serving.fresh.index, wanted, seen=seen, served=served)
 
 
 class Listed(NamedTuple):

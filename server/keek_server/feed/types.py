@@ -232,7 +232,8 @@ class Source(Protocol):
         ...
 
     async def candidates(self, context: FeedContext, count: int) -> list[Candidate]:
-        """At least `count` candidates that survive the filters, as far as there are so many."""
+        """At least `count` candidates that survive the filters, as far as there are so many; asked where
+        `at_once` has none."""
         ...
 
 
