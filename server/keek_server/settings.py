@@ -180,7 +180,7 @@ class Settings(BaseSettings):
     reuse_user_vectors: bool = True
     """Whether a user's vector, and the videos found for it, serve further feeds as long as nothing that they
     were computed from has changed: the history, the seen videos, the release, the vectors of the videos.
-    The newest interaction may have aged by 1 % of its age, and by 300 s at most."""
+    The ages of interactions are counted in steps of a fifth, whether or not anything is kept."""
     ranker: bool = False
     """Whether the release's ranker, if it has one, orders the personalised videos of a feed; otherwise their
     scores do. Arms of experiments may say otherwise."""

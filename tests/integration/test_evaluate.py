@@ -99,10 +99,14 @@ def _windows(cases: Cases, whole: Dataset, sequences_users: dict[str, int], offs
     return Windows(users, starts, ends, ends - 1)
 
 
-def test_users_get_the_vectors_that_training_validates_with(whole: Dataset, split: Split, run: Run) -> None:
+def test_users_get_the_vectors_that_training_validates_with(
+    whole: Dataset, split: Split, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from keek_training.towers import VideoTower, user_tower_of
     from keek_training.weights import load_weights
 
+    # Training counts ages to the microsecond.
+    monkeypatch.setattr("keek_server.feed.history.AGE_STEP", 1e-9)
     source = TowerSource.of_run(run)
     cases = cases_of(split.training, split.targets)
     corpus = corpus_of(split.training, onnx_tower(source, VIDEO_TOWER))

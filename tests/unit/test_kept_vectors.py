@@ -5,7 +5,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from keek_server.feed.history import user_vector
+from keek_server.feed.history import AGE_STEP, counted_to_us, user_vector
 from keek_server.interactions.history import History, HistoryEntry
 from keek_server.interactions.kinds import InteractionKind
 from keek_server.retrieval.build import IndexOptions, build_index
@@ -14,7 +14,7 @@ from keek_server.retrieval.ids import IdTable
 from keek_server.retrieval.live import LiveIndex
 from keek_server.towers.contract import DIMENSION
 from keek_server.towers.features import Float32Array, Tensors
-from keek_server.towers.kept import MOST_S, KeptVectors
+from keek_server.towers.kept import KeptVectors
 from keek_server.towers.users import UserVectors
 
 COUNT = 40
@@ -98,26 +98,33 @@ async def test_another_user_is_not() -> None:
     assert users.towers.calls == 2
 
 
-@pytest.mark.parametrize(
-    ("age_s", "holds_s"), [(0.0, 0.1), (9.0, 0.1), (59.0, 0.6), (3599.0, 36.0), (1e7, MOST_S)]
-)
-async def test_a_vector_holds_while_the_newest_ages_by_a_hundredth(age_s: float, holds_s: float) -> None:
-    users = Users()
+@pytest.mark.parametrize("age_s", [0.0, 0.19, 9.0, 59.0, 3599.0, 1e7])
+async def test_a_vector_holds_while_the_newest_ages_by_less_than_a_step(age_s: float) -> None:
     entries = history(1, 2, age_us=round(age_s * 1e6))
-    await users.vector(entries)
-    await users.vector(entries, later_s=holds_s * 0.99)
-    assert users.towers.calls == 1
-    renewed = await users.vector(entries, later_s=holds_s * 1.01)
-    assert users.towers.calls == 2
-    assert (renewed == await users.vector(entries, later_s=holds_s * 1.02)).all()
+    users, moments = Users(), set()
+    for later_s in np.linspace(0.0, 0.5 * (1 + age_s), 50):
+        moments.add(counted_to_us(entries, NOW_US + round(later_s * 1e6)))
+        kept = await users.vector(entries, later_s=later_s)
+        assert (kept == await anew(users).vector(entries, later_s=later_s)).all()
+        assert users.towers.calls == len(moments)
+    assert len(moments) in (3, 4)
+
+
+def test_ages_are_counted_to_a_moment_that_is_not_over_for_long() -> None:
+    for age_s in np.geomspace(1e-3, 1e7, 500):
+        entries = history(1, 2, age_us=round(age_s * 1e6))
+        newest_us, moment_us = entries[-1].event_time_us, counted_to_us(entries, NOW_US)
+        assert newest_us <= moment_us <= NOW_US
+        assert np.log1p(age_s) - np.log1p((moment_us - newest_us) / 1e6) <= AGE_STEP + 1e-4
 
 
 async def test_a_time_ahead_of_the_clock_is_an_age_of_nothing() -> None:
     users = Users()
     entries = history(1, age_us=-100_000_000)
-    await users.vector(entries)
-    await users.vector(entries, later_s=0.05)
-    await users.vector(entries, later_s=0.2)
+    first = await users.vector(entries)
+    assert (await users.vector(entries, later_s=99.0) == first).all()
+    assert users.towers.calls == 1
+    await users.vector(entries, later_s=101.0)
     assert users.towers.calls == 2
 
 
@@ -196,8 +203,8 @@ async def test_a_history_of_nothing_that_is_known_has_no_vector() -> None:
 
 def test_what_is_kept_is_no_part_of_a_batch() -> None:
     kept, batch = KeptVectors(10), np.ones((64, DIMENSION), np.float32)
-    kept.keep("u", b"d", batch[3], change_count=0, computed_us=10**12, newest_us=0)
-    found = kept.find("u", b"d", 10**12)
+    kept.keep("u", b"d", NOW_US, batch[3], change_count=0)
+    found = kept.find("u", b"d", NOW_US)
     assert found is not None
     assert found.vector.base is None
 

@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from keek_server.errors import FailedPreconditionError, SetupError
-from keek_server.feed.history import history_inputs
+from keek_server.feed.history import served_inputs
 from keek_server.interactions.history import HistoryEntry
 from keek_server.releases.fresh import FreshVideos
 from keek_server.releases.plan import ReleaseState
@@ -128,7 +128,7 @@ class Target:
         """Which moments' users the release knows, and their vectors, float32 [known, DIMENSION]."""
         length = self.release.manifest.history_length
         inputs = [
-            history_inputs(self._index, own.user_id, own.history[-length:], own.now_us) for own in moments
+            served_inputs(self._index, own.user_id, own.history[-length:], own.now_us) for own in moments
         ]
         known = [place for place, own in enumerate(inputs) if len(own.kinds)]
         if not known:

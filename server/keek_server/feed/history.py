@@ -1,8 +1,9 @@
 """A user's history as the user tower reads it."""
 
+import math
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from keek_server.interactions.history import History, HistoryEntry
 from keek_server.retrieval.index import Mask, Vectors
 from keek_server.towers.features import Float32Array
 from keek_server.towers.users import UserInputs, UserVectors
+
+AGE_STEP: Final = 0.2
+"""Of the logarithm of 1 s and an age, which is what the towers read."""
 
 
 class VideoVectors(Protocol):
@@ -39,6 +43,28 @@ def history_inputs(
     return UserInputs(user_id, vectors, kinds[known], ages_s[known])
 
 
+def counted_to_us(history: Sequence[HistoryEntry], now_us: int) -> int:
+    """The moment that a feed counts ages to: the latest until now at which the newest interaction, the last,
+    was a whole number of AGE_STEP old.
+
+    So it stands still for 0.2 s just after an interaction, for two seconds after ten, for 13 minutes after
+    an hour: for so long a vector stays the same, kept or computed anew. Whatever is ahead of the clock is no
+    age old.
+    """
+    if not history:
+        return now_us
+    newest_us = history[-1].event_time_us
+    steps = math.floor(math.log1p(max(0, now_us - newest_us) / 1e6) / AGE_STEP)
+    return newest_us + int(math.expm1(steps * AGE_STEP) * 1e6)
+
+
+def served_inputs(
+    videos: VideoVectors, user_id: str, history: Sequence[HistoryEntry], now_us: int
+) -> UserInputs:
+    """The tower's inputs for one user as a feed at this time has them; see `history_inputs`."""
+    return history_inputs(videos, user_id, history, counted_to_us(history, now_us))
+
+
 class LivingVectors(VideoVectors, Protocol):
     """The same, and what of them has changed."""
 
@@ -57,7 +83,7 @@ def kept_vector(
 ) -> Float32Array | None:
     """The vector of one user that is kept, where it still holds; see `user_vector`."""
     change_count = videos.change_count
-    kept = users.kept.find(user_id, history.digest(), now_us)
+    kept = users.kept.find(user_id, history.digest(), counted_to_us(history, now_us))
     if kept is None or not _are_as_before(videos, kept.change_count, history):
         return None
     kept.change_count = change_count
@@ -74,7 +100,7 @@ async def user_vector(
         videos: Of the same release.
         user_id: The user.
         history: At most the release's history_length interactions, and at least one.
-        now_us: The moment that ages are counted to.
+        now_us: The present.
 
     Returns:
         The same object as long as the vector is kept. None when the release knows none of the videos of
@@ -87,17 +113,12 @@ async def user_vector(
     if kept is not None:
         return kept
     change_count = videos.change_count
-    inputs = history_inputs(videos, user_id, history, now_us)
+    moment_us = counted_to_us(history, now_us)
+    inputs = history_inputs(videos, user_id, history, moment_us)
     if len(inputs.kinds) == 0:
         return None
-    return users.kept.keep(
-        user_id,
-        history.digest(),
-        await users.vector(inputs),
-        change_count=change_count,
-        computed_us=now_us,
-        newest_us=history[-1].event_time_us,
-    )
+    vector = await users.vector(inputs)
+    return users.kept.keep(user_id, history.digest(), moment_us, vector, change_count=change_count)
 
 
 def _are_as_before(videos: LivingVectors, change_count: int, history: History) -> bool:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from keek_server.errors import SetupError
-from keek_server.feed.history import history_inputs
+from keek_server.feed.history import served_inputs
 from keek_server.interactions.history import HistoryEntry
 from keek_server.interactions.kinds import KINDS, InteractionKind
 from keek_server.releases.release import VIDEO_COLUMNS, Corpus
@@ -183,7 +183,7 @@ def _inputs(cases: Cases, corpus: Corpus, history_length: int) -> Iterator[tuple
             HistoryEntry(ids[video], KINDS[kind], time_us)
             for video, kind, time_us in zip(*(column.tolist() for column in columns), strict=True)
         ]
-        yield row, history_inputs(corpus, user_id, history, int(cases.now_us[row]))
+        yield row, served_inputs(corpus, user_id, history, int(cases.now_us[row]))
 
 
 def _catalogue(training: Dataset) -> Catalogue:

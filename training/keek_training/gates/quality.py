@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from keek_server.feed.history import history_inputs
+from keek_server.feed.history import served_inputs
 from keek_server.releases.release import Corpus
 from keek_server.retrieval.index import Mask, Vectors
 from keek_server.towers.client import TowerClient
@@ -84,7 +84,7 @@ async def user_vectors(towers: TowerClient, release: Measured, requests: Sequenc
 
 def _inputs(release: Measured, request: Request) -> UserInputs:
     history = request.history[-release.history_length :]
-    return history_inputs(release.corpus, request.user_id, history, request.now_us)
+    return served_inputs(release.corpus, request.user_id, history, request.now_us)
 
 
 def ranks(corpus: Corpus, users: Vectors, requests: Sequence[Request]) -> Ranks:

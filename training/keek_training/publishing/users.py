@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from tqdm import tqdm
 
 from keek_server.clock import now_us
-from keek_server.feed.history import history_inputs
+from keek_server.feed.history import served_inputs
 from keek_server.releases.release import Corpus
 from keek_server.retrieval.index import Vectors
 from keek_server.storage.database import Database
@@ -64,7 +64,7 @@ async def _inputs(
 ) -> list[UserInputs]:
     histories = await read_histories(database, user_ids, history_length)
     inputs = (
-        history_inputs(corpus, user_id, histories[user_id], now)
+        served_inputs(corpus, user_id, histories[user_id], now)
         for user_id in user_ids
         if user_id in histories
     )
