@@ -55,6 +55,9 @@ class Videos(video_service_pb2_grpc.VideoServiceServicer):
     requests_done: dict[str, str] = field(default_factory=dict)
     """The method of each request_id."""
     import_delay_s: float = 0.0
+    importing: int = 0
+    """Batches that are being imported, and the most that ever were."""
+    most_importing: int = 0
 
     async def GetVideo(self, request: Any, context: Any) -> video_service_pb2.GetVideoResponse:
         await self.faults.strike("GetVideo", request, context)
@@ -82,7 +85,12 @@ class Videos(video_service_pb2_grpc.VideoServiceServicer):
         if too_long:
             fault = Fault(grpc.StatusCode.INVALID_ARGUMENT, "bad videos", [bad_request(**too_long)])
             await context.abort(fault.code, fault.message, status_metadata(fault))
-        await asyncio.sleep(self.import_delay_s)
+        self.importing += 1
+        self.most_importing = max(self.most_importing, self.importing)
+        try:
+            await asyncio.sleep(self.import_delay_s)
+        finally:
+            self.importing -= 1
         created = sum(video.video_id not in self.stored for video in request.videos)
         self.stored.update((video.video_id, video) for video in request.videos)
         return video_service_pb2.ImportVideosResponse(
@@ -114,6 +122,10 @@ class Videos(video_service_pb2_grpc.VideoServiceServicer):
         await self.faults.strike("UploadVideo", header, context)
         upload = self.uploads.setdefault(header.upload_id, Received(header))
         await self._receive(upload, header.offset_bytes, parts, context)
+        if self.faults.refused_uploads:
+            fault = self.faults.refused_uploads.popleft()
+            assert fault.code is not None
+            await context.abort(fault.code, fault.message, status_metadata(fault))
         await self._decode(upload, context)
         if self.faults.lost_acknowledgements:
             self.faults.lost_acknowledgements -= 1
@@ -133,12 +145,20 @@ class Videos(video_service_pb2_grpc.VideoServiceServicer):
                 arrived += len(request.chunk)
                 self.faults.uploaded_bytes += len(request.chunk)
                 if cut_after is not None and arrived >= cut_after[0]:
+                    # First: the client may ask how far it got before this goes on.
+                    upload.forget_the_last_part()
                     await context.abort(cut_after[1].code, "cut off", status_metadata(cut_after[1]))
                 await asyncio.sleep(self.faults.pause_s)
+                while self._is_held(upload):
+                    await asyncio.sleep(0.01)
         finally:
             upload.forget_the_last_part()
         if len(upload.content) < upload.header.size_bytes:
             await _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "the stream ended", "INCOMPLETE")
+
+    def _is_held(self, upload: Received) -> bool:
+        held_at = self.faults.hold_uploads_at
+        return held_at is not None and len(upload.content) >= held_at
 
     async def _decode(self, upload: Received, context: Any) -> None:
         video_id = upload.header.video.video_id

@@ -23,6 +23,12 @@ class Fault:
     """How long the attempt takes first."""
 
 
+def _open_gate() -> asyncio.Event:
+    gate = asyncio.Event()
+    gate.set()
+    return gate
+
+
 @dataclass(slots=True)
 class Faults:
     """Knobs, and what arrived at the server."""
@@ -41,6 +47,12 @@ class Faults:
     """The next uploads, deletions or changes of experiments that are done are answered with UNAVAILABLE."""
     uploaded_bytes: int = 0
     """All that has arrived, more than once or not."""
+    gate: asyncio.Event = field(default_factory=_open_gate)
+    """While it is shut, no attempt gets any further than its arrival."""
+    hold_uploads_at: int | None = None
+    """An upload of which so many bytes are there stands still until this is None again."""
+    refused_uploads: deque[Fault] = field(default_factory=deque)
+    """The next calls of UploadVideo end like this, when everything has arrived."""
 
     def add(self, method: str, *faults: Fault) -> None:
         """The next attempts of `method` go like this."""
@@ -52,6 +64,7 @@ class Faults:
         """Counts an attempt, and lets happen to it what is queued."""
         self.attempts[method] += 1
         self.requests[method].append(request)
+        await self.gate.wait()
         if not self.queued[method]:
             return
         fault = self.queued[method].popleft()

@@ -14,6 +14,8 @@ from typing import Any
 from client_server import Server
 
 KEEK = Path(sys.executable).with_name("keek")
+PATIENCE = ("--timeout-s", "60")
+"""The deadline of commands that are given none: the machine may pause for longer than a feed may take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +58,12 @@ async def start(
     if target is not None:
         environment["KEEK_TARGET"] = target
     piped = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE, **streams}
-    return await asyncio.create_subprocess_exec(KEEK, *arguments, env=environment, **piped)  # type: ignore[arg-type]
+    return await asyncio.create_subprocess_exec(KEEK, *PATIENCE, *arguments, env=environment, **piped)  # type: ignore[arg-type]
 
 
 async def finish(process: asyncio.subprocess.Process) -> Done:
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             out, err = await process.communicate()
     except TimeoutError:
         process.kill()

@@ -238,7 +238,7 @@ async def serve(
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Returns when `condition` holds; fails after ten seconds."""
-    async with asyncio.timeout(10):
+    """Returns when `condition` holds; fails after half a minute: programs start slowly on a busy machine."""
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.01)

@@ -184,7 +184,7 @@ async def serve_releases(
     database: Database, *, token: str | None = TOKEN, followers: tuple[str, ...] = ("web-1", "web-2")
 ) -> AsyncIterator[ReleaseServer]:
     """A server on a free port of the loopback interface, and a fleet of followers."""
-    registry, fleet = ReleaseRegistry(database), Fleet(database, stale_s=5.0)
+    registry, fleet = ReleaseRegistry(database), Fleet(database, stale_s=30.0)
     announcements, feeds, answers = Announcements(), Feeds(), LostAnswers()
     rollouts = Rollouts(registry, fleet, announcements)
     opener = cast("Any", SimpleNamespace(opened=feeds.opener))
@@ -192,7 +192,7 @@ async def serve_releases(
         registry,
         rollouts,
         RolloutWatch(rollouts.current, Slots(WATCHERS, "callers of WatchReleases"), poll_s=0.02),
-        FeedDiffer(registry, opener, feeds, Slots(1, "callers of DiffReleases"), deadline_s=1.0),
+        FeedDiffer(registry, opener, feeds, Slots(1, "callers of DiffReleases"), deadline_s=10.0),
     )
     authority = Authority(SecretStr(token) if token is not None else None)
     server = grpc.aio.server(interceptors=(answers, GuardInterceptor(RuleChecker(), authority)))

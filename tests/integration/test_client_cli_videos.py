@@ -89,12 +89,12 @@ async def test_an_upload_that_is_waited_for_shows_its_states(server: Server, fil
 
 
 async def test_an_upload_that_was_killed_goes_on_with_the_same_command(server: Server, file: Path) -> None:
-    server.faults.pause_s = 0.2
+    server.faults.hold_uploads_at = 2 * CHUNK_BYTES
     process = await start(server.target, "upload", str(file), "--id", "n1")
-    await until(lambda: server.faults.uploaded_bytes >= 2 * CHUNK_BYTES)
+    await until(lambda: server.faults.uploaded_bytes == 2 * CHUNK_BYTES)
     process.kill()
     await process.wait()
-    server.faults.pause_s = 0.0
+    server.faults.hold_uploads_at = None
     assert (await run_keek(server.target, "upload", str(file), "--id", "n1")).code == 0
     headers: list[Any] = server.faults.requests["UploadVideo"]
     assert headers[-1].offset_bytes >= PART_BYTES

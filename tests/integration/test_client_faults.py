@@ -1,12 +1,13 @@
 """What both clients do when a server fails, is late, overloaded or gone."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
 import pytest
-from client_drivers import DRIVERS, Driver
+from client_drivers import DRIVERS, PATIENT, Driver
 from client_server import CORPUS, Fault, Server, bad_request, error_info, retry_info, serve, until
 from google.protobuf.message import Message
 
@@ -143,14 +144,14 @@ async def test_timeout_s_ends_a_call_and_the_work_on_the_server(connect: Connect
     server.faults.add("ListFeed", Fault(delay_s=30))
     start = asyncio.get_running_loop().time()
     with pytest.raises(keek.DeadlineExceededError):
-        await client.call("list_feed", "u1", timeout_s=0.2)
-    assert 0.15 < asyncio.get_running_loop().time() - start < 5
+        await client.call("list_feed", "u1", timeout_s=2.0)
+    assert 1.5 < asyncio.get_running_loop().time() - start < 20
     await until(lambda: "ListFeed" in server.faults.cancelled)
 
 
 async def test_the_default_deadline_can_be_set_by_name(connect: Connect, server: Server) -> None:
-    client = connect(timeouts=keek.Timeouts(list_feed_s=0.2))
-    await client.call("list_feed", "u1")
+    client = connect(timeouts=dataclasses.replace(PATIENT, list_feed_s=0.2))
+    await client.call("list_feed", "u1", timeout_s=30.0)
     server.faults.add("ListFeed", Fault(delay_s=30))
     with pytest.raises(keek.DeadlineExceededError):
         await client.call("list_feed", "u1")
@@ -174,7 +175,8 @@ async def test_the_deadline_of_a_stream_holds_between_its_pages(connect: Connect
 
 
 async def test_a_watch_ends_with_its_deadline_alone(connect: Connect, server: Server) -> None:
-    client = connect(timeouts=keek.Timeouts(watch_trending_s=0.5))
+    client = connect(timeouts=dataclasses.replace(PATIENT, watch_trending_s=2.0))
+    await client.call("list_feed", "u1")
     with pytest.raises(keek.DeadlineExceededError):
         await client.collect("watch_trending")
     await until(lambda: server.faults.cancelled == ["WatchTrending"])

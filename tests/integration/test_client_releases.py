@@ -143,9 +143,9 @@ async def test_the_deadline_of_a_change_leaves_room_for_what_it_waits(
 ) -> None:
     server.followers["web-1"].follows.clear()
     quick = type(client)(
-        server.target, admin_token=TOKEN, timeouts=keek.Timeouts(change_release_s=1.0), retry=None
+        server.target, admin_token=TOKEN, timeouts=keek.Timeouts(change_release_s=3.0), retry=None
     )
-    rollout = await quick.call("activate_release", "abc", wait_s=1.2)
+    rollout = await quick.call("activate_release", "abc", wait_s=3.5)
     assert list(rollout.pending_servers) == ["web-1"]
     await quick.close()
 
@@ -237,7 +237,7 @@ async def test_a_change_that_servers_do_not_follow_ends_with_1_and_their_names(
     late = server.followers["web-2"]
     late.follows.clear()
     late.problem = "Triton does not have it"
-    arguments = ("releases", "activate", "abc", "--wait-s", "0.3", "--admin-token-file", str(token_file))
+    arguments = ("releases", "activate", "abc", "--wait-s", "5", "--admin-token-file", str(token_file))
     done = await run_keek(server.target, *arguments)
     assert done.code == 1
     assert done.err == "keek: plan 1 is made, and not yet carried out by web-2\n"

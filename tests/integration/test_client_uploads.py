@@ -183,13 +183,13 @@ async def test_an_overloaded_server_is_asked_again_when_it_says_when(
 ) -> None:
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     details = [error_info("OVERLOADED"), retry_info(0.5)]
-    # The delay lets the client send everything first.
-    server.faults.add("UploadVideo", Fault(code, details=details, delay_s=0.1))
+    # The client has sent everything by then.
+    server.faults.refused_uploads.append(Fault(code, details=details))
     start = asyncio.get_running_loop().time()
     await connect().call("upload_video", io.BytesIO(b"abc"))
     assert asyncio.get_running_loop().time() - start > 0.5
     # Not when it does not.
-    server.faults.add("UploadVideo", Fault(code, delay_s=0.3))
+    server.faults.refused_uploads.append(Fault(code))
     with pytest.raises(keek.ResourceExhaustedError):
         await connect().call("upload_video", io.BytesIO(b"abc"))
 
@@ -200,14 +200,14 @@ async def test_an_upload_survives_a_restart_of_the_server(
 ) -> None:
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(serve())
-        first.faults.pause_s = 0.2
+        first.faults.hold_uploads_at = 2 * CHUNK_BYTES
         upload = asyncio.create_task(
             connect(first.target).call("upload_video", file, keek.Video(video_id="n1"))
         )
-        await until(lambda: first.faults.uploaded_bytes >= 2 * CHUNK_BYTES)
+        await until(lambda: first.faults.uploaded_bytes == 2 * CHUNK_BYTES)
         await stack.aclose()
         await asyncio.sleep(away_s)
-        first.faults.pause_s = 0
+        first.faults.hold_uploads_at = None
         second = await stack.enter_async_context(serve(port=first.port, before=first))
         async with asyncio.timeout(30):
             await upload
@@ -220,7 +220,7 @@ async def test_an_upload_survives_a_restart_of_the_server(
 async def test_a_call_that_stalls_is_replaced_by_one_that_goes_on(
     connect: Connect, server: Server, file: Path
 ) -> None:
-    driver = connect(timeouts=keek.Timeouts(upload_try_s=0.5))
+    driver = connect(timeouts=keek.Timeouts(upload_try_s=3.0))
     server.faults.add("UploadVideo", Fault(delay_s=30))
     await driver.call("upload_video", file, keek.Video(video_id="n1"))
     assert server.faults.attempts["UploadVideo"] == 2
@@ -232,11 +232,11 @@ async def test_the_whole_upload_has_a_deadline(connect: Connect, server: Server,
     start = asyncio.get_running_loop().time()
     with pytest.raises(keek.DeadlineExceededError):
         await connect().call("upload_video", file, timeout_s=0.5)
-    assert asyncio.get_running_loop().time() - start < 5
+    assert asyncio.get_running_loop().time() - start < 15
 
 
 async def test_an_upload_that_gets_nowhere_is_given_up(connect: Connect, server: Server) -> None:
-    retry = keek.RetryPolicy(max_backoff_s=0.1, upload_patience_s=0.5)
+    retry = keek.RetryPolicy(max_backoff_s=0.1, upload_patience_s=3.0)
     server.faults.add("UploadVideo", *[Fault(UNAVAILABLE, "still down", delay_s=0.03)] * 500)
     with pytest.raises(keek.UnavailableError, match="still down"):
         await connect(retry=retry).call("upload_video", io.BytesIO(b"abc"))
