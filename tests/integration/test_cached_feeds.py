@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -58,7 +59,7 @@ def release() -> Release:
 @pytest.fixture
 async def parts(stack: EmbeddedStack, tmp_path: Path) -> AsyncIterator[Parts]:
     url = stack.settings.redis_url
-    async with open_parts(Settings(data_dir=tmp_path, redis_url=url, redis_deadline_s=2.0)) as opened:
+    async with open_parts(Settings(data_dir=tmp_path, redis_url=url, redis_deadline_s=20.0)) as opened:
         yield opened
 
 
@@ -119,11 +120,12 @@ class Feed:
     cached: CountingSource
     feeds: CachedFeeds
     seen: Seen = dataclasses.field(default_factory=Seen)
-
     hydrators: tuple[Hydrator, ...] = ()
+    source_deadline_s: float = 20.0
+    """Where nothing is to be late, nothing is, however long the machine pauses."""
 
     async def page(
-        self, user_id: str = "u1", size: int = 10, deadline_s: float = 5.0, **wanted: Any
+        self, user_id: str = "u1", size: int = 10, deadline_s: float = 90.0, **wanted: Any
     ) -> FeedPage:
         stages = Stages(
             hydrators=self.hydrators or (self.seen,),
@@ -135,7 +137,7 @@ class Feed:
             side_effects=(),
             fallbacks={FeedSource.PERSONALISED: self.cached},
         )
-        pipeline = FeedPipeline(cast("Any", None), stages, source_deadline_s=0.25)
+        pipeline = FeedPipeline(cast("Any", None), stages, source_deadline_s=self.source_deadline_s)
         query = FeedQuery(user_id, size, deadline_s, **wanted)
         return await pipeline.run(query, cast("ServingRelease", self.serving))
 
@@ -150,7 +152,7 @@ def feed(parts: Parts, release: Release) -> Feed:
         fresh_limit=10,
     )
     fresh = SimpleNamespace(deleted=set(), index=index)
-    feeds = CachedFeeds(parts.redis, parts.keys, deadline_s=2.0)
+    feeds = CachedFeeds(parts.redis, parts.keys, deadline_s=20.0)
     serving = SimpleNamespace(release=release, fresh=fresh)
     return Feed(serving, Personalised(), CountingSource(feeds), feeds)
 
@@ -272,24 +274,34 @@ async def test_without_any_history_the_cached_feed_stands_in_and_both_reasons_ar
 
 
 async def test_when_every_step_is_late_a_part_of_the_deadline_is_left(feed: Feed) -> None:
-    feed.hydrators = Hydrating("projection", delay_s=9.0), Hydrating("log", delay_s=9.0)
-    feed.personalised.delay_s = 9.0
+    feed.hydrators = Hydrating("projection", delay_s=99.0), Hydrating("log", delay_s=99.0)
+    feed.personalised.delay_s = 99.0
     began = time.monotonic()
-    page = await feed.page(deadline_s=0.6)
+    page = await feed.page(deadline_s=3.0)
     assert len(page.selection.items) == 10
-    assert time.monotonic() - began < 0.6
-    assert page.context.degradations[0].reason.startswith(
-        "history unknown: the projection: deadline of 200 ms exceeded; the log: deadline of 1"
-    )
+    assert time.monotonic() - began < 20.0
+    told = [degradation.reason for degradation in page.context.degradations]
+    assert told[0].startswith("history unknown: the projection: deadline of ")
+    # Of both hydrators and Triton.
+    slices_ms = [int(ms) for ms in re.findall(r"deadline of (\d+) ms exceeded", " ".join(told))][:3]
+    assert len(slices_ms) == 3
+    # Whatever the machine took for itself, no step may take more than a third of what is left.
+    assert 300 < slices_ms[0] <= 1000
+    left_ms = 3000
+    for slice_ms in slices_ms:
+        assert slice_ms <= left_ms / 3 + 1
+        left_ms -= slice_ms
+    assert feed.cached.slice_s * 1000 <= left_ms + 3
 
 
 async def test_a_late_triton_leaves_the_cached_feed_what_is_left_of_the_deadline(feed: Feed) -> None:
     await feed.feeds.write({"u1": cached()}, 60)
-    feed.personalised.delay_s = 9.0
-    page = await feed.page(deadline_s=2.0)
+    feed.personalised.delay_s = 99.0
+    feed.source_deadline_s = 3.0
+    page = await feed.page(deadline_s=60.0)
     assert sources(page) == {FeedSource.CACHED}
-    assert page.context.degradations[0].reason == "Triton: deadline of 250 ms exceeded"
-    assert 0 < feed.cached.slice_s <= 1.75
+    assert page.context.degradations[0].reason == "Triton: deadline of 3000 ms exceeded"
+    assert 0 < feed.cached.slice_s <= 57.0
 
 
 async def test_why_a_video_is_there_or_absent_is_explained(feed: Feed) -> None:
