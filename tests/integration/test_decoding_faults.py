@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -30,7 +32,7 @@ SHAPE = FrameShape(32)
 @pytest.fixture
 async def decoder(tmp_path: Path) -> AsyncIterator[Decoder]:
     """One video at a time, one more may wait."""
-    settings = Settings(data_dir=tmp_path, decode_workers=1, decode_queue=1, decode_timeout_s=20.0)
+    settings = Settings(data_dir=tmp_path, decode_workers=1, decode_queue=1, decode_timeout_s=60.0)
     async with open_decoder(settings) as opened:
         yield opened
 
@@ -46,8 +48,22 @@ async def _until(holds: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def _open_files() -> int:
-    return len([*Path("/proc/self/fd").iterdir()])
+def _open_files() -> Counter[str]:
+    """What this process has open, by what it is."""
+    found: Counter[str] = Counter()
+    for one in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found[str(one.readlink())] += 1
+    return found
+
+
+def _children() -> set[int]:
+    return set(procfs.children(os.getpid()))
+
+
+async def _nothing_left(files: Counter[str], children: set[int]) -> None:
+    """Waits until nothing is there that was not before. Others in this process come and go meanwhile."""
+    await _until(lambda: not _open_files() - files and not _children() - children)
 
 
 def _lives(pid: int) -> bool:
@@ -62,30 +78,33 @@ def _exists(pid: int) -> bool:
 
 async def _stop_spare(decoder: Decoder) -> int:
     """Freezes the child that is ready for the next file, so that it never answers."""
-    (pid,) = decoder.children
-    await _until(lambda: _imported(pid))
+    pid = await _ready_spare(decoder)
     os.kill(pid, signal.SIGSTOP)
     return pid
 
 
-def _imported(pid: int) -> bool:
-    """Whether it waits for a file: it sleeps, with FFmpeg loaded."""
-    maps = Path(f"/proc/{pid}/maps").read_text()
-    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    return "libavcodec" in maps and state == "S"
+async def _ready_spare(decoder: Decoder) -> int:
+    """The child that is ready for the next file, once it waits for it. It is handed one in a single step."""
+    (worker,) = decoder._pool._spares
+    async with asyncio.timeout(30.0):
+        await worker.ready()
+    return worker.pid
 
 
 async def test_a_child_that_gets_no_processor_is_killed_and_no_fault_of_the_file(
-    tmp_path: Path, clip: Path
+    tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(data_dir=tmp_path, decode_workers=1, decode_timeout_s=2.0)
+    settings = Settings(data_dir=tmp_path, decode_workers=1)
     async with open_decoder(settings) as decoder:
         await decoder.decode_video(clip, SHAPE, 1)
         pid = await _stop_spare(decoder)
         started = time.monotonic()
-        with pytest.raises(UnavailableError, match="too busy"):
-            await decoder.decode_video(clip, SHAPE, 8)
-        assert 1.9 < time.monotonic() - started < 10.0
+        with monkeypatch.context() as hurried:
+            # Of this call alone: the others may need the time.
+            hurried.setattr(decoder, "_settings", settings.model_copy(update={"decode_timeout_s": 2.0}))
+            with pytest.raises(UnavailableError, match="too busy"):
+                await decoder.decode_video(clip, SHAPE, 8)
+        assert 1.9 < time.monotonic() - started < 20.0
         await _until(lambda: not _exists(pid))
         await decoder.decode_video(clip, SHAPE, 8)
 
@@ -117,7 +136,7 @@ async def test_a_child_that_hangs_up_and_goes_on_is_killed_and_its_place_is_free
     stand_in("channel.close()\ntime.sleep(3600)")
     async with open_decoder(Settings(data_dir=tmp_path, decode_workers=1)) as decoder:
         (pid,) = decoder.children
-        async with asyncio.timeout(20.0):
+        async with asyncio.timeout(60.0):
             with pytest.raises(BadMediaError) as refused:
                 await decoder.decode_video(clip, SHAPE, 8)
             assert refused.value.reason is MediaProblem.CORRUPT
@@ -162,8 +181,9 @@ async def test_what_a_child_makes_up_is_a_refusal_and_stays_within_its_line_of_t
         with pytest.raises(BadMediaError, match="the decoder fails on it") as refused:
             await decoder.decode_video(clip, SHAPE, 8)
     assert refused.value.reason is MediaProblem.CORRUPT
-    assert caplog.records
-    assert all("\n" not in r.getMessage() and not r.exc_info for r in caplog.records)
+    own = [r for r in caplog.records if r.name.startswith("keek_server.videos.decoding")]
+    assert own
+    assert all("\n" not in r.getMessage() and not r.exc_info for r in own)
 
 
 def _fail(*_: object, **__: object) -> None:
@@ -174,7 +194,7 @@ def _fail(*_: object, **__: object) -> None:
 async def test_a_spare_child_that_cannot_be_started_is_missed_by_nobody(
     tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str
 ) -> None:
-    before = _open_files(), procfs.children(os.getpid())
+    before = _open_files(), _children()
     # Only the worker's own view of the module: others in this process start children as well.
     failing = SimpleNamespace(**{**vars(module), name: _fail})
     async with open_decoder(Settings(data_dir=tmp_path, decode_workers=1)) as decoder:
@@ -184,7 +204,7 @@ async def test_a_spare_child_that_cannot_be_started_is_missed_by_nobody(
             with pytest.raises(UnavailableError, match="could be started"):
                 await decoder.decode_video(clip, SHAPE, 8)
         assert len((await decoder.decode_video(clip, SHAPE, 8)).frames) == 8
-    assert (_open_files(), procfs.children(os.getpid())) == before
+    await _nothing_left(*before)
 
 
 async def test_a_child_that_is_killed_from_outside_is_no_fault_of_the_file(
@@ -193,7 +213,6 @@ async def test_a_child_that_is_killed_from_outside_is_no_fault_of_the_file(
     pid = await _stop_spare(decoder)
     task = asyncio.create_task(decoder.decode_video(clip, SHAPE, 8))
     await _until(lambda: len(decoder.children) == 2)
-    await asyncio.sleep(0.1)
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(UnavailableError, match="signal 9"):
         await task
@@ -217,7 +236,6 @@ async def test_a_decoder_that_crashes_leaves_a_refusal_and_a_line_in_the_log(
     pid = await _stop_spare(decoder)
     task = asyncio.create_task(decoder.decode_video(clip, SHAPE, 8))
     await _until(lambda: len(decoder.children) == 2)
-    await asyncio.sleep(0.1)
     os.kill(pid, signal.SIGSEGV)
     os.kill(pid, signal.SIGCONT)
     with pytest.raises(BadMediaError, match="the decoder fails on it") as refused:
@@ -230,7 +248,6 @@ async def test_a_cancelled_call_leaves_no_process(decoder: Decoder, clip: Path) 
     pid = await _stop_spare(decoder)
     task = asyncio.create_task(decoder.decode_video(clip, SHAPE, 8))
     await _until(lambda: len(decoder.children) == 2)
-    await asyncio.sleep(0.1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -243,19 +260,19 @@ async def test_too_many_are_refused_and_those_who_wait_are_served(decoder: Decod
     first = asyncio.create_task(decoder.decode_video(clip, SHAPE, 8))
     await _until(lambda: len(decoder.children) == 2)
     second = asyncio.create_task(decoder.decode_video(clip, SHAPE, 8))
-    await asyncio.sleep(0.2)
+    await _until(lambda: decoder._videos._waiting == 1)
     with pytest.raises(OverloadedError):
         await decoder.decode_video(clip, SHAPE, 8)
     # An image of a search does not wait for videos.
     with pytest.raises(BadMediaError):
-        await asyncio.wait_for(decoder.decode_image(b"none", SHAPE), 10.0)
+        await asyncio.wait_for(decoder.decode_image(b"none", SHAPE), 30.0)
     os.kill(pid, signal.SIGCONT)
     one, two = await asyncio.gather(first, second)
     np.testing.assert_array_equal(one.frames, two.frames)
 
 
 async def test_closing_ends_every_child_and_every_call(tmp_path: Path, clip: Path) -> None:
-    descriptors = _open_files()
+    before = _open_files(), _children()
     async with open_decoder(Settings(data_dir=tmp_path, decode_workers=2)) as decoder:
         await decoder.decode_video(clip, SHAPE, 1)
         for pid in decoder.children:
@@ -268,7 +285,7 @@ async def test_closing_ends_every_child_and_every_call(tmp_path: Path, clip: Pat
     assert not any(_exists(pid) for pid in pids)
     with pytest.raises(UnavailableError, match="closed"):
         await decoder.decode_video(clip, SHAPE, 8)
-    assert _open_files() == descriptors
+    await _nothing_left(*before)
 
 
 async def test_a_child_gets_neither_the_environment_nor_the_files_of_the_server(
@@ -276,8 +293,7 @@ async def test_a_child_gets_neither_the_environment_nor_the_files_of_the_server(
 ) -> None:
     monkeypatch.setenv("KEEK_DATABASE_URL", "postgresql://secret")
     await decoder.decode_video(clip, SHAPE, 1)
-    (pid,) = decoder.children
-    await _until(lambda: _imported(pid))
+    pid = await _ready_spare(decoder)
     environment, opened = await asyncio.to_thread(_belongings, pid)
     assert environment == {b"LANG=C.UTF-8"}
     assert all(one.startswith(("socket:", "pipe:", "/dev/null")) for one in opened), opened
@@ -321,7 +337,8 @@ uvloop.run(main())
 async def test_good_uploads_do_not_notice_bad_ones(tmp_path: Path) -> None:
     bad = [file.write(tmp_path) for file in hostile_files() if "empty-pictures" not in file.name]
     good = [write_clip(any_clip(seed), tmp_path, f"good-{seed}") for seed in range(3)]
-    async with open_decoder(Settings(data_dir=tmp_path, decode_workers=2, decode_queue=100)) as decoder:
+    settings = Settings(data_dir=tmp_path, decode_workers=2, decode_queue=100, decode_timeout_s=120.0)
+    async with open_decoder(settings) as decoder:
         before = [await decoder.decode_video(path, SHAPE, 8) for path in good]
 
         async def refused(path: Path) -> bool:
