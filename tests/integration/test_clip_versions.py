@@ -100,6 +100,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> TowerSource:
     return TowerSource.of_files(run.user_tower, run.video_tower)
 
 
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy Triton may be late to say what it has."""
+    monkeypatch.setattr("keek_server.towers.client._CHECK_DEADLINE_S", 30.0)
+
+
 async def answers(towers: TowerClient, version: int) -> float:
     """What a version of the image encoder makes of a picture of ones."""
     pixels = np.ones((2, 3, 2, 2), np.uint8)

@@ -43,6 +43,12 @@ async def serving(
         yield stack
 
 
+@pytest.fixture(autouse=True)
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy Triton may be late to say what it has."""
+    monkeypatch.setattr("keek_server.towers.client._CHECK_DEADLINE_S", 30.0)
+
+
 @pytest.fixture(params=["shared memory", "message"])
 def settings(request: pytest.FixtureRequest, serving: EmbeddedStack) -> Settings:
     """Of a publisher that may share memory with Triton, and of one that may not."""
