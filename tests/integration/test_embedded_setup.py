@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import secrets
 import socket
 import stat
 import subprocess
@@ -245,41 +246,40 @@ class Failing:
 
 
 @pytest.mark.parametrize(
-    ("script", "reason"),
+    ("script", "ready_timeout_s", "reason"),
     [
-        ("echo starting; echo no such model >&2; exit 3", "exited with code 3"),
-        ("echo starting; echo no such model >&2; sleep 60", r"was not ready within 0\.5 s"),
+        ("echo starting; echo no such model >&2; exit 3", 30.0, "exited with code 3"),
+        ("echo starting; echo no such model >&2; sleep 60", 3.0, "was not ready within 3 s"),
     ],
     ids=["exits", "hangs"],
 )
 async def test_a_server_that_never_gets_ready_is_quoted_and_ended(
-    tmp_path: Path, script: str, reason: str
+    tmp_path: Path, script: str, ready_timeout_s: float, reason: str
 ) -> None:
+    mark = secrets.token_hex(8)
     log = tmp_path / "failing.log"
     log.write_text("a line of an earlier start\n")
-    child = SupervisedProcess(Failing(script), mark="0123456789", log_path=log, ready_timeout_s=0.5)
+    child = SupervisedProcess(Failing(script), mark=mark, log_path=log, ready_timeout_s=ready_timeout_s)
     with pytest.raises(SetupError, match=reason) as caught:
         await child.start()
     assert str(caught.value).endswith(f"{log}:\nstarting\nno such model")
-    assert procfs.marked_processes("0123456789") == []
+    assert procfs.marked_processes(mark) == []
 
 
 async def test_a_port_that_someone_else_took_is_replaced(tmp_path: Path) -> None:
-    service = EmbeddedRedis(tmp_path)
+    service, mark = EmbeddedRedis(tmp_path), secrets.token_hex(8)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         service.port = taken = other.getsockname()[1]
-        child = SupervisedProcess(
-            service, mark="9876543210", log_path=tmp_path / "redis.log", ready_timeout_s=30.0
-        )
+        child = SupervisedProcess(service, mark=mark, log_path=tmp_path / "redis.log", ready_timeout_s=30.0)
         await child.start()
         assert service.port != taken
         client = Redis.from_url(service.url)
         assert await client.ping()
         await client.aclose()
         await child.stop()
-    assert procfs.marked_processes("9876543210") == []
+    assert procfs.marked_processes(mark) == []
 
 
 def test_cleaning_up_ends_the_earlier_stack_and_nobody_else(tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_cleaning_up_ends_the_earlier_stack_and_nobody_else(tmp_path: Path) -> N
         pass
     with marked(f"{mark}-triton") as left, marked("f" * 16) as foreign, marked("") as unmarked:
         with claimed(tmp_path / "run"):
-            assert left.wait(5) == -9
+            assert left.wait(30) == -9
         assert foreign.poll() is None
         assert unmarked.poll() is None
         foreign.kill()
