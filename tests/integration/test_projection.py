@@ -95,6 +95,8 @@ async def test_ids_with_separators_come_back_whole(parts: Parts) -> None:
 
 async def test_readers_are_refused_until_the_first_generation_is_complete(parts: Parts) -> None:
     await parts.log.append([event("u1", "v1")])
+    # Nobody renews this lease.
+    parts.settings = parts.settings.model_copy(update={"projection_lease_s": 60.0})
     writer = parts.writer()
     lease = await writer.acquire()
     assert lease

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 from background import beside
 from projecting import VIEW, Parts, event, open_parts
-from projection_steps import contents, eventually, many_events, project, running, small_settings
+from projection_steps import (
+    contents,
+    eventually,
+    many_events,
+    project,
+    running,
+    small_settings,
+    time_out_lease,
+)
 
 from keek_server.embedded.stack import EmbeddedStack
 from keek_server.errors import UnavailableError
@@ -25,7 +33,7 @@ async def test_an_emptied_redis_is_rebuilt_while_running(parts: Parts) -> None:
     await parts.log.append([event("u1", "v1"), event("u2", "v1")])
     projector = parts.projector()
     async with running(projector):
-        assert await projector.wait_for(2, 5)
+        assert await projector.wait_for(2, 20)
         await parts.redis.flushdb()
         with pytest.raises(UnavailableError):
             await parts.projection.user("u1")
@@ -120,7 +128,7 @@ async def test_what_retention_removed_is_gone_from_the_projection(
     await parts.log.append([event("u1", "new")])
     projector = parts.projector()
     async with running(projector):
-        assert await projector.wait_for(2, 5)
+        assert await projector.wait_for(2, 20)
         assert (await parts.projection.user("u1")).seen == {"old", "new"}
         while await parts.log.prune(10**15):
             pass
@@ -133,15 +141,18 @@ async def test_what_retention_removed_is_gone_from_the_projection(
 
 async def test_a_projection_that_redis_lost_while_it_was_built_is_begun_again(parts: Parts) -> None:
     await parts.log.append(many_events(300))
+    projector = parts.projector()
+    # So that the builder's lease does not run out before it is said to.
+    parts.settings = parts.settings.model_copy(update={"projection_lease_s": 60.0})
     writer = parts.writer()
     lease = await writer.acquire()
     assert lease
     number = await writer.begin(lease.token, "half built")
     await writer.apply(lease.token, number, 0, (await parts.log.read(0, 100)))
     # The builder dies here.
-    projector = parts.projector()
+    await time_out_lease(parts)
     async with running(projector):
-        assert await projector.wait_for(300, 5)
+        assert await projector.wait_for(300, 20)
         current = await parts.writer().current()
         assert current is not None
         assert current.number > number
@@ -158,11 +169,11 @@ async def test_a_rebuild_is_done_also_while_interactions_pour_in(parts: Parts) -
 
     async with running(projector):
         assert await projector.wait_for(300, 10)
-        async with beside(pour()), asyncio.timeout(15):
+        async with beside(pour()), asyncio.timeout(60):
             steps = [step async for step in rebuild_projection(parts.settings)]
         assert steps[-1].done
         last_seq = (await parts.log.extent()).last_seq
-        assert await projector.wait_for(last_seq, 5)
+        assert await projector.wait_for(last_seq, 20)
 
 
 async def test_a_log_that_lost_its_newest_rows_under_a_running_server_is_noticed(
@@ -172,7 +183,7 @@ async def test_a_log_that_lost_its_newest_rows_under_a_running_server_is_noticed
     await parts.log.append([event("u1", "v1"), event("u1", "lost")])
     projector = parts.projector()
     async with running(projector):
-        assert await projector.wait_for(2, 5)
+        assert await projector.wait_for(2, 20)
         async with parts.database.write() as connection:
             await connection.exec_driver_sql("DELETE FROM interactions WHERE video_id = 'lost'")
 

@@ -19,7 +19,9 @@ ROWS = 30
 async def parts(stack: EmbeddedStack, tmp_path: Path) -> AsyncIterator[Parts]:
     """A log with some rows, in a database of its own, and the Redis of the running stack."""
     url = f"sqlite+aiosqlite:///{tmp_path}/keek.db"
-    async with open_parts(stack.settings.model_copy(update={"database_url": url})) as opened:
+    # A lease of three seconds is lost where the machine pauses for about as long.
+    own = {"database_url": url, "redis_deadline_s": 10.0, "projection_lease_s": 12.0}
+    async with open_parts(stack.settings.model_copy(update=own)) as opened:
         await opened.log.append([event(f"u{i % 3}", f"v{i}") for i in range(ROWS)])
         yield opened
 
