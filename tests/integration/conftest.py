@@ -15,7 +15,8 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else ""
     folder = tmp_path / "data"
     folder.mkdir()
-    return Settings(data_dir=folder, database_url=url)
+    # A feed's read may take longer here than it may on a server.
+    return Settings(data_dir=folder, database_url=url, sql_read_deadline_s=10.0)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ async def test_announcements_are_heard_and_heard_again_after_redis_was_killed(
     stack_settings: Settings,
 ) -> None:
     async with EmbeddedStack(stack_settings) as stack, open_redis(stack.settings) as redis:
-        channel = PlanChannel(redis, ProjectionKeys.of("keek", "a-log"), deadline_s=2.0)
+        channel = PlanChannel(redis, ProjectionKeys.of("keek", "a-log"), deadline_s=10.0)
         heard = asyncio.Event()
         async with beside(channel.listen(heard.set)):
             # What was announced before, it asks for when it has subscribed.
@@ -30,7 +30,7 @@ async def test_announcements_are_heard_and_heard_again_after_redis_was_killed(
 
             assert stack.redis is not None
             os.kill(stack.redis.pid, signal.SIGKILL)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 heard.clear()
                 while not heard.is_set():
                     with contextlib.suppress(UnavailableError, TimeoutError):

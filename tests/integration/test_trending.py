@@ -25,7 +25,7 @@ async def parts(stack: EmbeddedStack, tmp_path: Path) -> AsyncIterator[Parts]:
     settings = Settings(
         data_dir=tmp_path,
         redis_url=stack.settings.redis_url,
-        redis_deadline_s=2.0,
+        redis_deadline_s=10.0,
         trending_scopes=frozenset(TrendingScope),
     )
     async with open_parts(settings) as opened:
@@ -82,7 +82,8 @@ async def test_a_user_counts_once_more_in_the_next_window_and_for_another_kind(p
     window_s = parts.settings.trending_window_s
     await record(parts, [event("u1", "v1"), event("u1", "v1", SAVE), event("u1", "v1", age_s=window_s)])
     (video,) = (await parts.trending.top(10)).videos
-    assert video.score == pytest.approx(1.0 + 2.0 + 0.5 ** (72 / 10.8), rel=1e-4)
+    # The earlier window adds 1 %; a minute until this is read takes 0.1 %.
+    assert video.score == pytest.approx(1.0 + 2.0 + 0.5 ** (72 / 10.8), rel=1e-3)
 
 
 async def test_what_is_older_than_the_window_does_not_trend(parts: Parts) -> None:
@@ -174,7 +175,7 @@ async def test_watchers_share_one_reader_and_see_every_change(parts: Parts) -> N
     watchers = [watch.lists("top", read, limit) for limit in (1, 10)]  # type: ignore[arg-type]
     assert [[v.video_id for v in await anext(watcher)] for watcher in watchers] == [["v1"], ["v1"]]
     await record(parts, [event("u2", "v2", SAVE)])
-    short, long = await asyncio.wait_for(asyncio.gather(*(anext(watcher) for watcher in watchers)), 5)
+    short, long = await asyncio.wait_for(asyncio.gather(*(anext(watcher) for watcher in watchers)), 20)
     assert [v.video_id for v in short] == ["v2"]
     assert [v.video_id for v in long] == ["v2", "v1"]
     before = reads

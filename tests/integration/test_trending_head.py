@@ -49,7 +49,7 @@ class CountingTrending(Trending):
 
 @pytest.fixture
 async def parts(stack: EmbeddedStack, tmp_path: Path) -> AsyncIterator[Parts]:
-    patience = {"redis_deadline_s": 2.0, "sql_read_deadline_s": 2.0}
+    patience = {"redis_deadline_s": 10.0, "sql_read_deadline_s": 10.0}
     settings = Settings(data_dir=tmp_path, redis_url=stack.settings.redis_url, **patience)
     async with open_parts(settings) as opened:
         yield opened
@@ -184,7 +184,9 @@ async def test_a_read_from_before_answers_nobody_who_asks_after(trending: Counti
     head = TrendingHead(trending, refresh_s=60.0)
     trending.gate.clear()
     before = asyncio.create_task(head.top(10))
-    await asyncio.sleep(0.02)
+    async with asyncio.timeout(10):
+        while not trending.depths:
+            await asyncio.sleep(0.02)
     head.expire()
     after = asyncio.create_task(head.top(10))
     await asyncio.sleep(0.02)
