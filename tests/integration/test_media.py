@@ -160,6 +160,8 @@ async def test_a_source_that_hangs_stops_no_upload_and_leaves_nothing_behind(tmp
             for target in targets
         ]
         await asyncio.sleep(0.1)
+        # The fetches have theirs; the store answers sooner than a source that hangs for twenty seconds.
+        media._deadline_s = 10.0
         upload_id = uuid.uuid4()
         await media.put_part(upload_id, 0, b"part")
         assert await media.append_parts(upload_id, media.scratch / "part", 4) == 4
