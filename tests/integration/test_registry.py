@@ -113,7 +113,7 @@ def test_a_canary_keeps_its_users_while_it_grows() -> None:
 async def test_the_fleet_is_who_spoke_lately_and_a_plan_waits_for_all_of_it(
     registry: ReleaseRegistry, database: Database
 ) -> None:
-    fleet = Fleet(database, stale_s=5.0)
+    fleet = Fleet(database, stale_s=60.0)
     old = await registry.activate("a", "")
     plan = await registry.activate("b", "")
     now = now_us()
@@ -124,7 +124,7 @@ async def test_the_fleet_is_who_spoke_lately_and_a_plan_waits_for_all_of_it(
 
     await fleet.beat(status("one", plan.seq))
     await fleet.beat(status("two", old.seq))
-    await fleet.beat(status("gone", old.seq, age_s=6.0))
+    await fleet.beat(status("gone", old.seq, age_s=61.0))
     assert [server.name for server in await fleet.living()] == ["one", "two"]
     assert (await fleet.living())[0].figures == {"a": Figures(3, 1)}
     waited = await fleet.settled(plan, wait_s=0.1)
