@@ -162,7 +162,7 @@ async def test_it_ends_at_once_when_it_is_stopped_and_leaves_nothing(
         while b"steps" not in await process.stderr.readline():
             pass
     process.send_signal(signal.SIGINT)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         output, _ = await process.communicate()
     assert (process.returncode, output) == (130, b"")
     assert names(tmp_path) == []

@@ -251,7 +251,7 @@ async def test_uploads_and_creates_share_one_limit(
         asyncio.create_task(receiver.receive(uuid.uuid4(), video(f"u{i}"), len(CLIP), 0, idle()))
         for i in range(2)
     ]
-    await asyncio.sleep(0.2)
+    await until(lambda: slots._taken == 4)
     with pytest.raises(OverloadedError):
         await library.create(video("v9"), source, "")
     with pytest.raises(OverloadedError):
