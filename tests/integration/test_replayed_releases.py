@@ -129,6 +129,8 @@ class World:
     """Videos by user, oldest first."""
     expected: list[tuple[str, list[str]]] = field(default_factory=list)
     """By page, in the order of time: the user, and what the release of the log would show at best."""
+    chance: random.Random = field(default_factory=lambda: random.Random(7))
+    """Draws the seeds of pages."""
 
     def ranked(self, user_id: str, session: Sequence[str]) -> list[str]:
         """Of the release with SAME, by hand."""
@@ -167,7 +169,7 @@ def page(world: World, user_id: str, session: Sequence[str]) -> Selection:
     context: Any = SimpleNamespace(
         query=SimpleNamespace(page_size=10, served=tuple(map(hash_id, session)), allowed=None),
         failed=frozenset(),
-        seed=random.getrandbits(64),
+        seed=world.chance.getrandbits(64),
         parameters=FeedParameters(video_exploration=0.2),
     )
     return QuotaSelector().select(context, given)
