@@ -250,11 +250,13 @@ async def test_what_a_server_has_open_stays_and_a_server_that_does_not_follow_is
     settings: Settings, run: TowerSource, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "keek_training")
-    few = settings.model_copy(update={"releases_kept": 2, "publish_converge_s": 0.1, "server_stale_s": 60.0})
+    # The server is not heard of between one publish and the next.
+    own = {"releases_kept": 2, "publish_converge_s": 0.1, "server_stale_s": 3600.0}
+    few = settings.model_copy(update=own)
     held = await publish(run, few)
     now = now_us()
     async with open_database(settings) as database, open_towers(settings) as towers:
-        fleet, registry = Fleet(database, stale_s=60.0), ReleaseRegistry(database)
+        fleet, registry = Fleet(database, stale_s=3600.0), ReleaseRegistry(database)
         status = ServerStatus("s1", "host:1", now, now, 0, held_release_ids=[held.release_id], problem="busy")
         await fleet.beat(status)
         for _ in range(3):
