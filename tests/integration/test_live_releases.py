@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fake_gpu import FakeDevice
 from gate_towers import user_tower, video_tower, written
+from patience import DEADLINES, TIMEOUTS
 from pydantic import SecretStr
 
 import keek.aio
@@ -61,15 +62,15 @@ async def served(settings: Settings, name: str) -> AsyncIterator[tuple[App, keek
             "server_name": name,
             "admin_token": SecretStr("secret"),
             # What is announced is not waited for by polling.
-            "release_poll_s": 20.0,
+            "release_poll_s": 40.0,
             "heartbeat_s": 0.3,
-            "source_deadline_s": 2.0,
-            "redis_deadline_s": 1.0,
-            "sql_read_deadline_s": 1.0,
-            "feed_deadline_s": 5.0,
+            **DEADLINES,
         }
     )
-    async with open_app(own) as app, keek.aio.Client(f"127.0.0.1:{app.port}", admin_token="secret") as client:
+    async with (
+        open_app(own) as app,
+        keek.aio.Client(f"127.0.0.1:{app.port}", admin_token="secret", timeouts=TIMEOUTS) as client,
+    ):
         await asyncio.wait_for(app.live.wait(), 60)
         assert await app.projector.wait_for(INTERACTIONS, 60)
         yield app, client
@@ -157,7 +158,7 @@ async def test_swaps_and_rollbacks_under_load_reach_all_servers_without_one_mixe
         rollout = await client.rollback_release()
         assert rollout.converged
         # Far less than the poll: it was announced, and nothing had to be opened.
-        assert asyncio.get_running_loop().time() - started < 5.0
+        assert asyncio.get_running_loop().time() - started < 10.0
         assert rollout.plan.is_rollback
         for server in (0, 1):
             assert (await scores(fleet, server, fleet.users[0]))[0] == fleet.first
@@ -183,7 +184,7 @@ async def test_a_gpu_holds_what_serves_whether_or_not_it_has_room_for_two(
             return {name: isinstance(index, GpuIndex) and index.is_copied for name, index in indexes.items()}
 
         async def searched(release_id: str) -> None:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while copied() != {name: name == release_id or copied_both for name in copied()}:
                     await asyncio.sleep(0.05)
             before = device.searches
@@ -243,9 +244,13 @@ async def test_a_trial_that_cannot_be_opened_is_a_problem_by_name_and_stops_noth
     aside = folder.rename(folder.with_name("aside"))
     try:
         rollout = await fleet.clients[0].start_canary(fleet.second, 50.0, wait_s=1.0)
+        async with asyncio.timeout(30):
+            # Each says so at a heartbeat of its own.
+            while not all("manifest.json is missing" in server.problem for server in rollout.servers):
+                await asyncio.sleep(0.05)
+                rollout = (await fleet.clients[0].list_releases()).rollout
         assert not rollout.converged
         assert list(rollout.pending_servers) == ["one", "two"]
-        assert all("manifest.json is missing" in server.problem for server in rollout.servers)
         assert {await fleet.release_of(user) for user in fleet.users} == {fleet.first}
     finally:
         aside.rename(folder)
@@ -282,7 +287,7 @@ async def test_what_comes_and_goes_reaches_all_releases_of_all_servers(fleet: Fl
     new, gone = f"new-{is_tried}", next(iter((await scores(fleet, 0, fleet.users[0]))[1]))
     await fleet.clients[0].import_videos([keek.Video(video_id=new)])
     await fleet.clients[0].delete_video(gone)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not all(
             gone in each.fresh.deleted and each.fresh.index.value(new, VECTORS) is not None for each in held
         ):
@@ -328,7 +333,7 @@ async def test_an_arm_that_pins_a_release_shows_it_to_its_users_on_all_servers(f
     assert (await client.activate_release(fleet.second)).converged
     assert (await client.activate_release(fleet.first)).converged
     await client.stop_experiment("towers")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while any(app.live.served.pinned for app in fleet.apps):
             await asyncio.sleep(0.05)
     assert {await fleet.release_of(user, server) for user in fleet.users for server in (0, 1)} == {

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gate_towers import ID_TABLE, user_tower, video_tower, written
 from milvus import connected, lite_path, served_lite
+from patience import DEADLINES, TIMEOUTS
 from pydantic import SecretStr
 
 import keek.aio
@@ -73,7 +74,7 @@ async def active_release(world: World) -> Manifest:
     return serving.release.manifest
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: float = 30.0) -> None:
+async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: float = 60.0) -> None:
     async with asyncio.timeout(within_s):
         while not await condition():
             await asyncio.sleep(0.05)
@@ -96,15 +97,12 @@ async def world(
                 "index_kind": "milvus",
                 "index_exact_below": 50,
                 "milvus_url": url,
-                "milvus_deadline_s": 1.0,
+                "milvus_deadline_s": 5.0,
                 "reuse_user_vectors": False,  # every feed asks Milvus
                 "releases_kept": 2,
                 "release_poll_s": 0.2,
                 "heartbeat_s": 0.2,
-                "source_deadline_s": 2.0,
-                "redis_deadline_s": 1.0,
-                "sql_read_deadline_s": 1.0,
-                "feed_deadline_s": 5.0,
+                **DEADLINES,
             }
         )
         async with open_database(settings) as database:
@@ -118,7 +116,7 @@ async def world(
         first = await publish(sources[0], settings)
         app = await stack.enter_async_context(open_app(settings))
         client = await stack.enter_async_context(
-            keek.aio.Client(f"127.0.0.1:{app.port}", admin_token="secret")
+            keek.aio.Client(f"127.0.0.1:{app.port}", admin_token="secret", timeouts=TIMEOUTS)
         )
         await asyncio.wait_for(app.live.wait(), 60)
         assert await app.projector.wait_for(INTERACTIONS, 60)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gate_towers import ranker, user_tower, video_tower, written
+from patience import DEADLINES, TIMEOUTS
 from pydantic import SecretStr
 from tritonclient.grpc import aio as triton
 
@@ -100,14 +101,11 @@ async def stage(
         changes = {
             "listen": "127.0.0.1:0",
             "admin_token": SecretStr(TOKEN),
-            "source_deadline_s": 2.0,
-            "redis_deadline_s": 1.0,
-            "sql_read_deadline_s": 1.0,
-            "feed_deadline_s": 8.0,
             "per_owner_cap": 100,
+            **DEADLINES,
         }
         app = await stack.enter_async_context(open_app(settings.model_copy(update=changes)))
-        client = keek.aio.Client(f"127.0.0.1:{app.port}", admin_token=TOKEN)
+        client = keek.aio.Client(f"127.0.0.1:{app.port}", admin_token=TOKEN, timeouts=TIMEOUTS)
         await stack.enter_async_context(client)
         await asyncio.wait_for(app.live.wait(), 60)
         assert await app.projector.wait_for(INTERACTIONS, 60)
@@ -250,10 +248,10 @@ async def test_without_a_ranker_in_the_release_nobody_is_in_the_arm_that_wants_o
 
 
 async def test_the_setting_switches_it_on_for_everyone_whose_release_has_one(stage: Stage) -> None:
-    changes = {"listen": "127.0.0.1:0", "ranker": True, "source_deadline_s": 2.0, "feed_deadline_s": 8.0}
+    changes = {"listen": "127.0.0.1:0", "ranker": True, **DEADLINES}
     async with (
         open_app(stage.settings.model_copy(update=changes)) as app,
-        keek.aio.Client(f"127.0.0.1:{app.port}") as client,
+        keek.aio.Client(f"127.0.0.1:{app.port}", timeouts=TIMEOUTS) as client,
     ):
         await asyncio.wait_for(app.live.wait(), 60)
         own = list(personal(await client.list_feed(USER)).values())

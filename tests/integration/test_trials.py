@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from background import beside
 from gate_towers import ID_TABLE, user_tower, video_tower, written
+from patience import DEADLINES, TIMEOUTS
 from tritonclient.grpc import aio as triton
 
 import keek.aio
@@ -128,14 +129,11 @@ async def serving(releases: Releases, **settings: object) -> AsyncIterator[Serve
         "reuse_user_vectors": False,
         "heartbeat_s": 0.1,
         "rollback_min_feeds": 20,
-        "source_deadline_s": 2.0,
-        "redis_deadline_s": 1.0,
-        "sql_read_deadline_s": 1.0,
-        "feed_deadline_s": 5.0,
+        **DEADLINES,
     }
     async with (
         open_app(releases.settings.model_copy(update=own | settings)) as app,
-        keek.aio.Client(f"127.0.0.1:{app.port}") as client,
+        keek.aio.Client(f"127.0.0.1:{app.port}", timeouts=TIMEOUTS) as client,
     ):
         await asyncio.wait_for(app.live.wait(), 60)
         assert await app.projector.wait_for(INTERACTIONS, 60)

@@ -1,0 +1,16 @@
+"""Deadlines of servers and their clients that a small machine keeps, however busy it is with much else."""
+
+from typing import Final
+
+from keek import Timeouts
+
+DEADLINES: Final = {
+    "feed_deadline_s": 60.0,
+    "source_deadline_s": 20.0,
+    "redis_deadline_s": 10.0,
+    "sql_read_deadline_s": 10.0,
+}
+"""Settings: no source is left out of a feed because the machine paused for a moment."""
+
+TIMEOUTS: Final = Timeouts(list_feed_s=60.0, explain_feed_s=60.0)
+"""The caller's deadline holds where it is the shorter one, and is little more than a second by default."""
