@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import settings as examples
 
 from keek_server.embedded import EmbeddedStack
 from keek_server.embedded.postgres import EmbeddedPostgres, running_postgres
@@ -18,6 +20,10 @@ from keek_server.settings import Settings
 with suppress(ImportError):
     # A part of torch. Loaded after TensorFlow, its copy of LLVM ends the process.
     importlib.import_module("triton._C.libtriton")
+
+# An example that a busy machine takes long for shows no fault.
+examples.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+examples.load_profile("tests")
 
 ROOT = Path(__file__).parent.parent
 STARTUP_TIMEOUT_S = 60.0
