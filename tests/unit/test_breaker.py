@@ -26,9 +26,13 @@ def clock() -> Clock:
     return Clock()
 
 
+NAME = "Redis of these tests"
+"""Breakers of other tests' servers, which may still be there, write to the same log."""
+
+
 @pytest.fixture
 def breaker(clock: Clock) -> Breaker:
-    return Breaker("Redis", "test", deadline_s=0.1, clock=clock)
+    return Breaker(NAME, "test", deadline_s=0.1, clock=clock)
 
 
 async def nothing() -> None:
@@ -70,7 +74,7 @@ async def test_failures_in_a_row_open_it_and_the_reason_is_told(breaker: Breaker
         assert lets_through(breaker)
     fail(breaker, clock)
     assert breaker.is_open
-    with pytest.raises(UnavailableError, match="Redis is left alone: took longer than 100 ms"):
+    with pytest.raises(UnavailableError, match=f"{NAME} is left alone: took longer than 100 ms"):
         check(breaker)
 
 
@@ -158,7 +162,7 @@ def test_nobody_waits_beside_a_call_that_takes_long(breaker: Breaker, clock: Clo
         clock.now += 0.02
         assert lets_through(breaker)
         clock.now += 0.03
-        with pytest.raises(UnavailableError, match="Redis has not answered for 50 ms"):
+        with pytest.raises(UnavailableError, match=f"{NAME} has not answered for 50 ms"):
             check(breaker)
     assert lets_through(breaker)
     assert not breaker.is_open
@@ -188,9 +192,11 @@ async def test_opening_and_closing_are_logged_once_and_counted(
     succeed(breaker)
     succeed(breaker)
     assert open_count() == 0
-    first, second = (record.getMessage() for record in caplog.records)
-    assert first == "Redis is not asked any more, but every 0.5 s: took longer than 100 ms"
-    assert second == "Redis answers again"
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message for message in messages if message.startswith(NAME)] == [
+        f"{NAME} is not asked any more, but every 0.5 s: took longer than 100 ms",
+        f"{NAME} answers again",
+    ]
 
 
 async def test_one_that_is_gone_while_it_is_open_is_not_counted_any_more(clock: Clock) -> None:
@@ -205,8 +211,9 @@ async def test_one_that_is_gone_while_it_is_open_is_not_counted_any_more(clock: 
 def test_it_costs_microseconds() -> None:
     breaker = Breaker("Redis", "test", deadline_s=0.1)
     calls = 10_000
-    began = time.process_time()
+    # This thread's alone: those of other tests' servers compute meanwhile.
+    began = time.thread_time()
     for _ in range(calls):
         check(breaker)
         succeed(breaker)
-    assert (time.process_time() - began) / calls < 50e-6
+    assert (time.thread_time() - began) / calls < 50e-6
