@@ -236,7 +236,7 @@ def test_a_tower_that_is_many_times_slower_than_the_live_one_is_refused(tmp_path
     (tmp_path / "live").mkdir()
     live = written(tmp_path / "live", user_tower(), video_tower())
     towers = LiveTowers(live.user_tower, live.video_tower, live.history_length)
-    source = written(tmp_path, slow(10), video_tower())
+    source = written(tmp_path, slow(40), video_tower())
     (refusal,) = failures(preflight(source, towers, SETTINGS))
     assert refusal.name == "latency"
     assert refusal.value is not None
