@@ -3,27 +3,9 @@
 import asyncio
 from typing import Any, Protocol
 
-import keek
+from patience import TIMEOUTS
 
-PATIENT = keek.Timeouts(
-    list_feed_s=30.0,
-    explain_feed_s=30.0,
-    get_video_s=30.0,
-    list_videos_s=30.0,
-    update_video_s=30.0,
-    delete_video_s=30.0,
-    get_upload_s=30.0,
-    search_videos_s=30.0,
-    list_similar_videos_s=30.0,
-    find_audience_s=30.0,
-    list_trending_s=30.0,
-    list_releases_s=30.0,
-    get_release_s=30.0,
-    list_experiments_s=30.0,
-    get_experiment_s=30.0,
-    check_health_s=30.0,
-)
-"""Deadlines of clients that are given none: the machine may pause for longer than a feed may take."""
+import keek
 
 
 class Driver(Protocol):
@@ -54,7 +36,7 @@ class BlockingDriver:
     """`keek.Client`, in threads."""
 
     def __init__(self, target: str, **settings: Any) -> None:
-        self.client = keek.Client(target, **{"timeouts": PATIENT, **settings})
+        self.client = keek.Client(target, **{"timeouts": TIMEOUTS, **settings})
 
     async def call(self, name: str, *args: Any, **options: Any) -> Any:
         return await asyncio.to_thread(getattr(self.client, name), *args, **options)
@@ -85,7 +67,7 @@ class AsyncDriver:
     """`keek.aio.Client`."""
 
     def __init__(self, target: str, **settings: Any) -> None:
-        self.client = keek.aio.Client(target, **{"timeouts": PATIENT, **settings})
+        self.client = keek.aio.Client(target, **{"timeouts": TIMEOUTS, **settings})
 
     async def call(self, name: str, *args: Any, **options: Any) -> Any:
         return await getattr(self.client, name)(*args, **options)

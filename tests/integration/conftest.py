@@ -24,3 +24,9 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
     """That database, open."""
     async with open_database(settings) as opened:
         yield opened
+
+
+@pytest.fixture
+def unhurried_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy one may be late to say what it has."""
+    monkeypatch.setattr("keek_server.towers.client._CHECK_DEADLINE_S", 30.0)

@@ -12,5 +12,22 @@ DEADLINES: Final = {
 }
 """Settings: no source is left out of a feed because the machine paused for a moment."""
 
-TIMEOUTS: Final = Timeouts(list_feed_s=60.0, explain_feed_s=60.0)
+TIMEOUTS: Final = Timeouts(
+    list_feed_s=60.0,
+    explain_feed_s=60.0,
+    get_video_s=30.0,
+    list_videos_s=30.0,
+    update_video_s=30.0,
+    delete_video_s=30.0,
+    get_upload_s=30.0,
+    search_videos_s=30.0,
+    list_similar_videos_s=30.0,
+    find_audience_s=30.0,
+    list_trending_s=30.0,
+    list_releases_s=30.0,
+    get_release_s=30.0,
+    list_experiments_s=30.0,
+    get_experiment_s=30.0,
+    check_health_s=30.0,
+)
 """The caller's deadline holds where it is the shorter one, and is little more than a second by default."""

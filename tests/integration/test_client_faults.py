@@ -7,9 +7,10 @@ from typing import Any
 
 import grpc
 import pytest
-from client_drivers import DRIVERS, PATIENT, Driver
+from client_drivers import DRIVERS, Driver
 from client_server import CORPUS, Fault, Server, bad_request, error_info, retry_info, serve, until
 from google.protobuf.message import Message
+from patience import TIMEOUTS
 
 import keek
 
@@ -150,7 +151,7 @@ async def test_timeout_s_ends_a_call_and_the_work_on_the_server(connect: Connect
 
 
 async def test_the_default_deadline_can_be_set_by_name(connect: Connect, server: Server) -> None:
-    client = connect(timeouts=dataclasses.replace(PATIENT, list_feed_s=0.2))
+    client = connect(timeouts=dataclasses.replace(TIMEOUTS, list_feed_s=0.2))
     await client.call("list_feed", "u1", timeout_s=30.0)
     server.faults.add("ListFeed", Fault(delay_s=30))
     with pytest.raises(keek.DeadlineExceededError):
@@ -175,7 +176,7 @@ async def test_the_deadline_of_a_stream_holds_between_its_pages(connect: Connect
 
 
 async def test_a_watch_ends_with_its_deadline_alone(connect: Connect, server: Server) -> None:
-    client = connect(timeouts=dataclasses.replace(PATIENT, watch_trending_s=2.0))
+    client = connect(timeouts=dataclasses.replace(TIMEOUTS, watch_trending_s=2.0))
     await client.call("list_feed", "u1")
     with pytest.raises(keek.DeadlineExceededError):
         await client.collect("watch_trending")

@@ -21,6 +21,8 @@ from keek_training.publishing.repository import load_models, prune_versions
 from keek_training.publishing.source import TowerSource
 from keek_training.runs import Run
 
+pytestmark = pytest.mark.usefixtures("unhurried_triton")
+
 RECORD = ClipRecord(
     clip_model="sum/untrained@0123456789ab",
     model="sum",
@@ -98,12 +100,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> TowerSource:
     save(user_tower(USER_TOWER, 1.0), run.user_tower)
     save(video_tower(VIDEO_TOWER), run.video_tower)
     return TowerSource.of_files(run.user_tower, run.video_tower)
-
-
-@pytest.fixture(autouse=True)
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy Triton may be late to say what it has."""
-    monkeypatch.setattr("keek_server.towers.client._CHECK_DEADLINE_S", 30.0)
 
 
 async def answers(towers: TowerClient, version: int) -> float:

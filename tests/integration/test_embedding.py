@@ -25,6 +25,8 @@ from keek_training.publishing.catalogue import Catalogue
 from keek_training.publishing.checkpoint import Checkpoint
 from keek_training.publishing.embedding import embed
 
+pytestmark = pytest.mark.usefixtures("unhurried_triton")
+
 
 def segments() -> list[str]:
     """What this process has mapped of shared memory for lanes, as the kernel lists it."""
@@ -41,12 +43,6 @@ async def serving(
     publish(video_tower(VIDEO_TOWER), settings.model_repository, "video_tower", 1)
     async with EmbeddedStack(settings) as stack:
         yield stack
-
-
-@pytest.fixture(autouse=True)
-def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy Triton may be late to say what it has."""
-    monkeypatch.setattr("keek_server.towers.client._CHECK_DEADLINE_S", 30.0)
 
 
 @pytest.fixture(params=["shared memory", "message"])

@@ -197,18 +197,16 @@ async def test_what_was_appended_survives_closing_the_database(
 
 
 async def test_what_waits_for_too_long_is_refused(database: Database) -> None:
-    log = InteractionLog(database, max_rows=1, max_delay_s=0.05)
     # The first one is to be taken up, however long that takes: only the others wait for too long.
-    delay_s, log._batcher._max_delay_s = log._batcher._max_delay_s, math.inf
+    log = InteractionLog(database, max_rows=1, max_delay_s=math.inf)
     async with database.write() as connection:
         await connection.run_sync(database.lock_log)
         waiting = [asyncio.create_task(log.append([event("u1", "v0")]))]
         async with asyncio.timeout(10):
             while log._batcher._drainer is None or log._batcher._waiting:
                 await asyncio.sleep(0.01)
-        log._batcher._max_delay_s = delay_s
+        log._batcher._max_delay_s = 0.05
         waiting += [asyncio.create_task(log.append([event("u1", f"v{i}")])) for i in (1, 2)]
-        await asyncio.sleep(0)
         await asyncio.sleep(0.3)
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     assert isinstance(outcomes[-1], UnavailableError)

@@ -142,7 +142,7 @@ def test_split_files_may_be_latin_1(file: Path) -> None:
 _field = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=8)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(_field, _field), max_size=12), st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]))
 def test_whatever_is_written_is_read_back(file: Path, rows: list[tuple[str, str]], quoting: int) -> None:
     written = io.StringIO(newline="")
@@ -157,7 +157,7 @@ def test_whatever_is_written_is_read_back(file: Path, rows: list[tuple[str, str]
         assert next(csv.reader(io.StringIO(record, newline=""), strict=True)) == [a, b]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.sampled_from(["1,2", "é,ü", "", "1", "1,2,3", "\udcff,1", " 1 , 2 ", "3,4\r5,6"]), max_size=12
