@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from patience import DEADLINES, TIMEOUTS
 from serving import WITH_CLIP, Served, command
 
 import keek.aio
@@ -38,15 +39,12 @@ async def served(published: EmbeddedStack) -> AsyncIterator[Served]:
         update={
             "listen": "127.0.0.1:0",
             "interactions_listen": "127.0.0.1:0",
-            "source_deadline_s": 2.0,
-            "redis_deadline_s": 1.0,
-            "sql_read_deadline_s": 1.0,
-            "feed_deadline_s": 5.0,
+            **DEADLINES,
         }
     )
     async with open_app(settings) as app:
         address = f"127.0.0.1:{app.port}"
-        async with keek.aio.Client(address) as client:
+        async with keek.aio.Client(address, timeouts=TIMEOUTS) as client:
             await asyncio.wait_for(app.live.wait(), 60)
             assert await app.projector.wait_for(15_000, 60)
             yield Served(published, app, client, address)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from patience import DEADLINES, TIMEOUTS
 from pydantic import SecretStr
 from serving import Served, command
 
@@ -37,12 +38,13 @@ async def client(served: Served) -> AsyncIterator[keek.aio.Client]:
         update={
             "listen": "127.0.0.1:0",
             "admin_token": SecretStr(TOKEN),
-            "source_deadline_s": 2.0,
-            "redis_deadline_s": 1.0,
-            "feed_deadline_s": 5.0,
+            **DEADLINES,
         }
     )
-    async with open_app(settings) as app, keek.aio.Client(f"127.0.0.1:{app.port}", admin_token=TOKEN) as own:
+    async with (
+        open_app(settings) as app,
+        keek.aio.Client(f"127.0.0.1:{app.port}", admin_token=TOKEN, timeouts=TIMEOUTS) as own,
+    ):
         await asyncio.wait_for(app.live.wait(), 60)
         yield own
         # A layer's users are free for the next test, whatever this one did.
@@ -55,7 +57,7 @@ async def arm_of(client: keek.aio.Client, user_id: str) -> str:
 
 
 async def in_effect(client: keek.aio.Client, experiment_id: str, *, running: bool) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (experiment_id in await arm_of(client, "u1")) != running:
             await asyncio.sleep(0.02)
 

@@ -51,7 +51,7 @@ async def keek_train(served: Served, *arguments: str) -> str:
 
 
 async def until_served(served: Served, release_id: str) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while (await served.client.list_feed("u21")).release_id != release_id:
             await asyncio.sleep(0.1)
 

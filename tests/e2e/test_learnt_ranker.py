@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from patience import DEADLINES, TIMEOUTS
 from pydantic import SecretStr
 from serving import command
 
@@ -57,15 +58,13 @@ async def stage(published: EmbeddedStack, settings_in: Callable[[Path], Settings
         settings = stack.settings.model_copy(
             update={
                 "admin_token": SecretStr(TOKEN),
-                "source_deadline_s": 2.0,
-                "redis_deadline_s": 1.0,
-                "feed_deadline_s": 5.0,
+                **DEADLINES,
                 # Positions and tastes can be told apart.
                 "video_exploration": 0.3,
             }
         )
         app = await resources.enter_async_context(open_app(settings))
-        client = keek.aio.Client(f"127.0.0.1:{app.port}", admin_token=TOKEN)
+        client = keek.aio.Client(f"127.0.0.1:{app.port}", admin_token=TOKEN, timeouts=TIMEOUTS)
         await resources.enter_async_context(client)
         await asyncio.wait_for(app.live.wait(), 60)
         assert await app.projector.wait_for(15_000, 60)

@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from benchmarks.clips import Clip, Scene, pictures, write_clip
+from patience import DEADLINES, TIMEOUTS
 from serving import WITH_CLIP, command
 
 import keek
@@ -131,10 +132,11 @@ async def running_gallery(settings: Settings) -> AsyncIterator[Gallery]:
         await keek_train(stack, "train", "--config", str(config))
         await keek_train(stack, "export")
         await keek_train(stack, "publish")
-        settings = stack.settings.model_copy(
-            update={"listen": "127.0.0.1:0", "source_deadline_s": 2.0, "redis_deadline_s": 1.0}
-        )
-        async with open_app(settings) as app, keek.aio.Client(f"127.0.0.1:{app.port}") as client:
+        settings = stack.settings.model_copy(update={"listen": "127.0.0.1:0", **DEADLINES})
+        async with (
+            open_app(settings) as app,
+            keek.aio.Client(f"127.0.0.1:{app.port}", timeouts=TIMEOUTS) as client,
+        ):
             await asyncio.wait_for(app.live.wait(), 60)
             yield Gallery(client)
 
@@ -146,7 +148,7 @@ async def upload(gallery: Gallery, folder: Path, look: int) -> str:
     )
     async for _ in gallery.client.watch_video(video_id):
         pass
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 await gallery.client.list_similar_videos(video_id)

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterable
 
 import pytest
+from patience import DEADLINES, TIMEOUTS
 from serving import Served
 
 import keek
@@ -22,16 +23,16 @@ async def plain(served: Served, published: EmbeddedStack) -> AsyncIterator[keek.
     settings = published.settings.model_copy(
         update={
             "listen": "127.0.0.1:0",
-            "source_deadline_s": 2.0,
-            "redis_deadline_s": 1.0,
-            "sql_read_deadline_s": 1.0,
-            "feed_deadline_s": 5.0,
+            **DEADLINES,
             "reuse_user_vectors": False,
             "trending_refresh_s": 0.0,
         }
     )
     assert served.app.live.current is not None
-    async with open_app(settings) as app, keek.aio.Client(f"127.0.0.1:{app.port}") as client:
+    async with (
+        open_app(settings) as app,
+        keek.aio.Client(f"127.0.0.1:{app.port}", timeouts=TIMEOUTS) as client,
+    ):
         await app.live.wait()
         yield client
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.server_process import variables
+from patience import DEADLINES
 
 import keek
 import keek.aio
@@ -73,10 +74,7 @@ async def supervised(stack: EmbeddedStack) -> AsyncIterator[Supervised]:
         "interactions_listen": f"{HOST}:{free_port()}",
         "metrics_listen": f"{HOST}:{free_port()}",
         # What is tested is who answers, not how fast on a busy machine.
-        "source_deadline_s": 2.0,
-        "redis_deadline_s": 1.0,
-        "sql_read_deadline_s": 1.0,
-        "feed_deadline_s": 5.0,
+        **DEADLINES,
         "worker_ready_s": 60.0,
     }
     settings = stack.settings.model_copy(update=own)
