@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 _WRITE_LOCK = 0x6B65656B  # "keek": the advisory lock that puts commits of the log in one order
 _PLAN_LOCK = 0x706C616E  # "plan": the same for changes of what is served
+_LOCK = sa.text("SELECT pg_advisory_xact_lock(:lock)")
 _IDLE_TRANSACTION_MS = 15_000
 
 
@@ -118,12 +119,12 @@ class Database:
         that goes on from the highest number it saw skips nothing.
         """
         if not self.is_sqlite:
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_WRITE_LOCK)))
+            connection.execute(_LOCK, {"lock": _WRITE_LOCK})
 
     def lock_plan(self, connection: sa.Connection) -> None:
         """Makes this transaction the only one that changes the plan of releases until it ends."""
         if not self.is_sqlite:
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_PLAN_LOCK)))
+            connection.execute(_LOCK, {"lock": _PLAN_LOCK})
 
     def insert(self, table: sa.Table) -> Any:
         """The dialect's INSERT, which knows ON CONFLICT."""
@@ -199,7 +200,18 @@ def _engines(url: str) -> tuple[AsyncEngine, tuple[SqliteThread | None, SqliteTh
         return sqlite_engine(parsed), threads
     # A server that vanishes in a transaction must not keep the log's lock.
     limits = {"server_settings": {"idle_in_transaction_session_timeout": str(_IDLE_TRANSACTION_MS)}}
-    return create_async_engine(url, pool_pre_ping=True, connect_args=limits, **CODEC), (None, None)
+    engine = create_async_engine(url, connect_args=limits, **CODEC)
+    sa.event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    return engine, (None, None)
+
+
+def _refuse_closed(connection: Any, _record: Any, _proxy: Any) -> None:
+    """For one that the database has closed, which the driver knows by itself, the pool gives another.
+
+    SQLAlchemy's `pool_pre_ping` asks the database, in a transaction: three round trips before each of ours.
+    """
+    if connection.driver_connection.is_closed():
+        raise sa.exc.DisconnectionError
 
 
 async def _prepare(database: Database, settings: Settings) -> None:
