@@ -20,6 +20,7 @@ from projection_steps import (
 
 from keek_server.embedded.stack import EmbeddedStack
 from keek_server.errors import UnavailableError
+from keek_server.interactions.log import LogExtent
 from keek_server.interactions.rebuild import rebuild_projection
 
 
@@ -45,6 +46,36 @@ async def test_an_emptied_redis_is_rebuilt_while_running(parts: Parts) -> None:
 
         await eventually(back)
         assert len((await parts.trending.top(10)).videos) == 1
+
+
+async def test_an_emptied_redis_is_rebuilt_as_soon_as_the_log_can_be_read_again(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await parts.log.append([event("u1", "v1")])
+    projector = parts.projector()
+    extent, tries = parts.log.extent, 0
+
+    async def lost() -> LogExtent:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise UnavailableError("the database is not reachable")
+        return await extent()
+
+    async with running(projector):
+        assert await projector.wait_for(1, 20)
+        # Longer than the test waits: it is not the next inspection that does it.
+        monkeypatch.setattr("keek_server.interactions.projector._INSPECT_S", 300.0)
+        monkeypatch.setattr(parts.log, "extent", lost)
+        await parts.redis.flushdb()
+
+        async def back() -> bool:
+            with suppress(UnavailableError):
+                return bool((await parts.projection.user("u1")).history)
+            return False
+
+        await eventually(back)
+    assert tries >= 3
 
 
 async def test_a_rebuild_on_demand_serves_on_and_sweeps_up(parts: Parts) -> None:

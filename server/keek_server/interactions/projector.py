@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -54,7 +55,8 @@ class Projector:
         self._applied = 0
         self._waiting = 0
         self._token = ""
-        self._renewed = self._inspected = 0.0
+        self._renewed = 0.0
+        self._inspected = -math.inf
         self._serving: _Target | None = None
         self._building: _Target | None = None
         self._cleaning: asyncio.Task[None] | None = None
@@ -101,8 +103,8 @@ class Projector:
         if lease is None:
             await self._stand_by()
             return
-        if await self._needs_build(lease):
-            self._building = await self._begin()
+        if self._building is None:
+            await self._build_if_needed(lease)
         self._wake.clear()
         await self._advance_serving()
         await self._advance_building()
@@ -123,7 +125,7 @@ class Projector:
     def _step_down(self) -> None:
         self._token = ""
         self._serving = self._building = None
-        self._inspected = 0.0
+        self._inspected = -math.inf
         metrics.projector_active.set(0)
 
     async def _stand_by(self) -> None:
@@ -137,14 +139,13 @@ class Projector:
             else:
                 await self._wait(left_s)
 
-    async def _needs_build(self, lease: Lease) -> bool:
-        if self._building is not None:
-            return False
-        due = time.monotonic() - self._inspected > _INSPECT_S
-        if not due:
-            return lease.rebuild_wanted
-        self._inspected = time.monotonic()
-        return await self._inspect() or lease.rebuild_wanted
+    async def _build_if_needed(self, lease: Lease) -> None:
+        is_due = time.monotonic() - self._inspected > _INSPECT_S
+        if (is_due and await self._inspect()) or lease.rebuild_wanted:
+            self._building = await self._begin()
+        if is_due:
+            # Now, and not before: what failed on the way is soon tried again.
+            self._inspected = time.monotonic()
 
     async def _inspect(self) -> bool:
         """Compares the current generation with the log; True when another one has to be built."""
