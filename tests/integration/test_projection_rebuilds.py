@@ -30,6 +30,13 @@ async def parts(stack: EmbeddedStack, tmp_path: Path) -> AsyncIterator[Parts]:
         yield opened
 
 
+async def has_a_history(parts: Parts) -> bool:
+    """Whether readers see what u1 did."""
+    with suppress(UnavailableError):
+        return bool((await parts.projection.user("u1")).history)
+    return False
+
+
 async def test_an_emptied_redis_is_rebuilt_while_running(parts: Parts) -> None:
     await parts.log.append([event("u1", "v1"), event("u2", "v1")])
     projector = parts.projector()
@@ -38,13 +45,7 @@ async def test_an_emptied_redis_is_rebuilt_while_running(parts: Parts) -> None:
         await parts.redis.flushdb()
         with pytest.raises(UnavailableError):
             await parts.projection.user("u1")
-
-        async def back() -> bool:
-            with suppress(UnavailableError):
-                return bool((await parts.projection.user("u1")).history)
-            return False
-
-        await eventually(back)
+        await eventually(lambda: has_a_history(parts))
         assert len((await parts.trending.top(10)).videos) == 1
 
 
@@ -68,13 +69,7 @@ async def test_an_emptied_redis_is_rebuilt_as_soon_as_the_log_can_be_read_again(
         monkeypatch.setattr("keek_server.interactions.projector._INSPECT_S", 300.0)
         monkeypatch.setattr(parts.log, "extent", lost)
         await parts.redis.flushdb()
-
-        async def back() -> bool:
-            with suppress(UnavailableError):
-                return bool((await parts.projection.user("u1")).history)
-            return False
-
-        await eventually(back)
+        await eventually(lambda: has_a_history(parts))
     assert tries >= 3
 
 
