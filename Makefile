@@ -107,16 +107,16 @@ proto-check: .venv/.ready
 		|| { echo "the committed stubs differ from proto/: run 'make proto'" >&2; exit 1; }
 
 lock: .venv/.ready ## new locks within the ranges of pyproject.toml
-	@$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
+	@$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header \
 		--extra server --extra training --extra milvus --extra dev --constraint requirements/constraints.txt \
 		pyproject.toml --output-file requirements/dev.lock
-	@$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header --no-emit-index-url \
+	@$(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header \
 		--extra clip --constraint requirements/dev.lock pyproject.toml --output-file requirements/clip.lock
 	@for extra in server gpu training; do $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header \
-		--no-annotate --no-emit-index-url --extra $$extra --constraint requirements/dev.lock pyproject.toml \
+		--no-annotate --extra $$extra --constraint requirements/dev.lock pyproject.toml \
 		--output-file requirements/$$extra.lock; done
 	@for name in triton uv build; do $(UV) pip compile --quiet --python-version 3.11 --generate-hashes --no-header \
-		--no-emit-index-url requirements/$$name.in --output-file requirements/$$name.lock; done
+		requirements/$$name.in --output-file requirements/$$name.lock; done
 
 clean: ## everything that was made here
 	@rm -rf .venv .venv-triton var .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
