@@ -10,6 +10,9 @@ from pathlib import Path
 import keek.aio
 from keek_server.app import App
 from keek_server.embedded import EmbeddedStack
+from keek_server.releases.manifest import Manifest
+from keek_server.releases.registry import ReleaseRegistry
+from keek_server.storage.database import open_database
 
 BIN = Path(__file__).parents[2] / ".venv" / "bin"
 WITH_CLIP = importlib.util.find_spec("open_clip") is not None
@@ -45,3 +48,11 @@ class Served:
     app: App
     client: keek.aio.Client
     address: str
+
+
+async def active(stack: EmbeddedStack) -> Manifest:
+    """The live release's; its `source` is a run that no gate refuses for being worse than what is live."""
+    async with open_database(stack.settings) as database:
+        release_id = await ReleaseRegistry(database).active()
+    assert release_id is not None
+    return Manifest.load(stack.settings.release_dir / release_id)

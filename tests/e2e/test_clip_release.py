@@ -4,12 +4,9 @@ import asyncio
 import hashlib
 
 import pytest
-from serving import WITH_CLIP, command
+from serving import WITH_CLIP, active, command
 
 from keek_server.embedded import EmbeddedStack
-from keek_server.releases.manifest import Manifest
-from keek_server.releases.registry import ReleaseRegistry
-from keek_server.storage.database import open_database
 from keek_server.towers.client import open_towers
 from keek_server.towers.clip import Clip
 from keek_server.towers.clip_record import CLIP_FILES
@@ -19,13 +16,6 @@ pytestmark = [
     # The first release may be made within it.
     pytest.mark.timeout(400),
 ]
-
-
-async def active(stack: EmbeddedStack) -> Manifest:
-    async with open_database(stack.settings) as database:
-        release_id = await ReleaseRegistry(database).active()
-    assert release_id is not None
-    return Manifest.load(stack.settings.release_dir / release_id)
 
 
 async def test_a_release_has_the_exported_clip_and_the_next_one_carries_it_over(
@@ -40,7 +30,7 @@ async def test_a_release_has_the_exported_clip_and_the_next_one_carries_it_over(
     export = settings.data_dir / "clip" / "latest"
     aside = export.rename(export.with_name("aside"))
     try:
-        done = await asyncio.to_thread(command, published, "keek-train", "publish", "--run", "e2e")
+        done = await asyncio.to_thread(command, published, "keek-train", "publish", "--run", first.source)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "its CLIP is untrained" in done.stdout
     finally:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from serving import Served, command
+from serving import Served, active, command
 
 import keek
 import keek.aio
@@ -164,8 +164,9 @@ def test_a_misspelt_setting_is_refused() -> None:
 
 async def test_a_new_release_takes_over_under_load_without_an_error(served: Served) -> None:
     before = (await served.client.list_feed("u1")).release_id
+    run = (await active(served.stack)).source
     done = asyncio.create_task(
-        asyncio.to_thread(command, served.stack, "keek-train", "publish", "--run", "e2e")
+        asyncio.to_thread(command, served.stack, "keek-train", "publish", "--run", run)
     )
     releases = set()
     while not done.done() or before == (await served.client.list_feed("u1")).release_id:

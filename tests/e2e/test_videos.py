@@ -12,7 +12,7 @@ from background import beside
 from benchmarks.clips import any_clip, write_clip
 from benchmarks.server_process import ServerProcess
 from patience import DEADLINES, TIMEOUTS
-from serving import WITH_CLIP, Served, command
+from serving import WITH_CLIP, Served, active, command
 
 import keek
 import keek.aio
@@ -316,8 +316,9 @@ async def test_uploads_while_a_release_is_published_are_in_the_old_and_in_the_ne
     served: Served, clips: list[Path]
 ) -> None:
     before = (await served.client.list_feed("u1")).release_id
+    run = (await active(served.stack)).source
     publish = asyncio.create_task(
-        asyncio.to_thread(command, served.stack, "keek-train", "publish", "--run", "e2e")
+        asyncio.to_thread(command, served.stack, "keek-train", "publish", "--run", run)
     )
     uploaded = []
     while not publish.done():
