@@ -1,5 +1,8 @@
-"""Deadlines of servers and their clients that a small machine keeps, however busy it is with much else."""
+"""Deadlines and waits that do for a small machine, however busy it is with much else."""
 
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from keek import Timeouts
@@ -31,3 +34,13 @@ TIMEOUTS: Final = Timeouts(
     check_health_s=30.0,
 )
 """The caller's deadline holds where it is the shorter one, and is little more than a second by default."""
+
+
+async def eventually(condition: Callable[[], bool | Awaitable[bool]], *, within_s: float = 60.0) -> None:
+    """Asks until it is so; a TimeoutError when it does not come."""
+    async with asyncio.timeout(within_s):
+        while True:
+            holds = condition()
+            if await holds if inspect.isawaitable(holds) else holds:
+                return
+            await asyncio.sleep(0.02)

@@ -5,10 +5,10 @@ import os
 import signal
 import time
 import uuid
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+from patience import eventually
 from serving import Served, active, command
 
 import keek
@@ -21,12 +21,6 @@ from keek_server.settings import Settings
 
 PERSONALISED = keek.FeedSource.FEED_SOURCE_PERSONALISED
 TRENDING = keek.FeedSource.FEED_SOURCE_TRENDING
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: float) -> None:
-    async with asyncio.timeout(within_s):
-        while not await condition():
-            await asyncio.sleep(0.1)
 
 
 async def whole_feed(served: Served) -> bool:
@@ -66,7 +60,7 @@ async def test_a_killed_triton_is_restarted_and_personal_feeds_come_back(served:
     assert len(feed.items) == 10
     assert PERSONALISED in [degradation.source for degradation in feed.degradations]
     assert all(degradation.replaced_by for degradation in feed.degradations)
-    await eventually(lambda: whole_feed(served), within_s=60)
+    await eventually(lambda: whole_feed(served))
 
 
 async def test_a_killed_redis_costs_no_interaction_and_is_rebuilt(served: Served) -> None:
@@ -84,7 +78,7 @@ async def test_a_killed_redis_costs_no_interaction_and_is_rebuilt(served: Served
         history = (await served.client.explain_feed("u21")).history_video_ids
         return await whole_feed(served) and history[-1] == "v3"
 
-    await eventually(rebuilt, within_s=60)
+    await eventually(rebuilt)
 
 
 async def test_a_killed_database_refuses_with_a_time_to_retry_and_the_retry_counts_once(
@@ -114,7 +108,7 @@ async def test_a_killed_database_refuses_with_a_time_to_retry_and_the_retry_coun
                 except keek.UnavailableError:
                     return False
 
-            await eventually(recorded, within_s=60)
+            await eventually(recorded)
             again = await client.like("u2", "v1", event_id=event_id, wait_for_feed=True)
             assert not again.created
             assert again.in_feed

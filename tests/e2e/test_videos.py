@@ -4,14 +4,14 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from background import beside
 from benchmarks.clips import any_clip, write_clip
 from benchmarks.server_process import ServerProcess
-from patience import DEADLINES, TIMEOUTS
+from patience import DEADLINES, TIMEOUTS, eventually
 from serving import WITH_CLIP, Served, active, command
 
 import keek
@@ -29,12 +29,6 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Some real clips."""
     folder = tmp_path_factory.mktemp("clips")
     return [write_clip(any_clip(seed, 1.5), folder, f"clip{seed}") for seed in range(10)]
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: float) -> None:
-    async with asyncio.timeout(within_s):
-        while not await condition():
-            await asyncio.sleep(0.05)
 
 
 def stored(url: str) -> Path:
@@ -82,8 +76,8 @@ async def test_an_uploaded_video_is_recommendable_on_every_server_within_a_secon
     acknowledged = time.monotonic()
     assert video.duration_s == pytest.approx(1.5, abs=0.1)
     assert video.width > 0
-    await eventually(lambda: is_recommendable(served.client, "up0"), within_s=20)
-    await eventually(lambda: is_recommendable(other, "up0"), within_s=20)
+    await eventually(lambda: is_recommendable(served.client, "up0"))
+    await eventually(lambda: is_recommendable(other, "up0"))
     # Generous, for a machine that is busy with other tests; the benchmark says how fast it is.
     assert time.monotonic() - acknowledged < 8
     assert (await other.get_video("up0")).state == READY
@@ -166,7 +160,7 @@ async def test_a_deleted_video_is_gone_from_every_feed_at_once(
         items = (await other.list_feed("u31", page_size=20)).items
         return not gone & {item.video_id for item in items}
 
-    await eventually(gone_there, within_s=20)
+    await eventually(gone_there)
 
 
 async def test_a_deleted_upload_takes_its_file_with_it(served: Served, clips: list[Path]) -> None:
@@ -178,7 +172,7 @@ async def test_a_deleted_upload_takes_its_file_with_it(served: Served, clips: li
     async def are_gone() -> bool:
         return not any(file.exists() for file in files)
 
-    await eventually(are_gone, within_s=30)
+    await eventually(are_gone)
     again = await served.client.upload_video(clips[7], keek.Video(video_id="up6"))
     assert again.video_id == "up6"
 
@@ -190,7 +184,7 @@ async def test_new_tags_of_a_video_reach_the_searches(served: Served) -> None:
         found = (await served.client.list_similar_videos("v76", tags=["renamed"])).videos
         return [hit.video_id for hit in found] == ["v77"]
 
-    await eventually(is_found, within_s=20)
+    await eventually(is_found)
     assert (await served.client.get_video("v77")).tags == ["renamed"]
 
 
@@ -225,7 +219,7 @@ async def test_videos_are_found_by_language_and_region_wherever_they_come_from(
     assert (uploaded.language, uploaded.region) == ("gsw-CH", "ch")
     await served.client.import_videos([keek.Video(video_id="told", language="gsw", region="LI")])
     await comes_in(served.client, "spoken")
-    await eventually(lambda: is_recommendable(served.client, "told"), within_s=20)
+    await eventually(lambda: is_recommendable(served.client, "told"))
     assert await found(languages=["GSW"]) == {"spoken", "told"}
     assert await found(languages=["gsw-CH"]) == {"spoken"}
     assert await found(regions=["CH", "li"]) == {"spoken", "told"}
@@ -234,7 +228,7 @@ async def test_videos_are_found_by_language_and_region_wherever_they_come_from(
     async def is_changed() -> bool:
         return await found(languages=["rm"]) == {"told"}
 
-    await eventually(is_changed, within_s=20)
+    await eventually(is_changed)
     assert await found(languages=["gsw"]) == {"spoken"}
     assert await found(regions=["LI"]) == {"told"}
     listed = {v.video_id: (v.language, v.region) async for v in served.client.iter_videos()}
@@ -265,7 +259,7 @@ async def test_the_audience_of_a_video_are_users_who_like_its_kind(served: Serve
         members = (await served.client.find_audience("v5", page_size=1000)).members
         return "a new fan" in [member.user_id for member in members]
 
-    await eventually(is_in_the_audience, within_s=30)
+    await eventually(is_in_the_audience)
 
 
 async def test_a_bad_file_is_refused_with_its_reason_and_others_do_not_notice(
@@ -295,11 +289,11 @@ async def test_an_acknowledged_upload_survives_kill_9_at_any_moment(
     """The server dies as soon as it has answered: CLIP has not seen the frames, perhaps."""
     process = ServerProcess("killed", served.stack.settings, tmp_path)
     async with beside(process.run()), keek.aio.Client(process.address, timeouts=TIMEOUTS) as client:
-        await eventually(lambda: serves(client), within_s=60)
+        await eventually(lambda: serves(client))
         for i in range(3):
             await client.upload_video(clips[9], keek.Video(video_id=f"kill{i}"))
             await process.kill()
-            await eventually(lambda: serves(client), within_s=60)
+            await eventually(lambda: serves(client))
         for i in range(3):
             # Its lease has run out at the latest after a minute.
             await comes_in(served.client, f"kill{i}", within_s=90)
@@ -325,7 +319,7 @@ async def test_uploads_while_a_release_is_published_are_in_the_old_and_in_the_ne
         video_id = f"during{len(uploaded)}"
         await served.client.upload_video(clips[len(uploaded) % 10], keek.Video(video_id=video_id))
         uploaded.append(video_id)
-        await eventually(lambda video_id=video_id: is_recommendable(served.client, video_id), within_s=30)
+        await eventually(lambda video_id=video_id: is_recommendable(served.client, video_id))
         await asyncio.sleep(0.5)
     assert publish.result().returncode == 0, publish.result().stderr
 
@@ -334,7 +328,7 @@ async def test_uploads_while_a_release_is_published_are_in_the_old_and_in_the_ne
             assert await is_recommendable(served.client, video_id), video_id
         return (await served.client.list_feed("u1")).release_id != before
 
-    await eventually(swapped, within_s=60)
+    await eventually(swapped)
     for video_id in uploaded:
         assert await is_recommendable(served.client, video_id)
 

@@ -3,7 +3,7 @@
 # ruff: noqa: N802 - the names are gRPC methods
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +37,6 @@ __all__ = [
     "error_info",
     "retry_info",
     "serve",
-    "until",
 ]
 
 CORPUS = [f"v{number}" for number in range(25)]
@@ -235,10 +234,3 @@ async def serve(
         yield Server(port, faults, interactions, videos, search, experiments, health)
     finally:
         await server.stop(grace=None)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Returns when `condition` holds; fails after half a minute: programs start slowly on a busy machine."""
-    async with asyncio.timeout(30):
-        while not condition():
-            await asyncio.sleep(0.01)

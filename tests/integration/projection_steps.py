@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -55,13 +55,6 @@ async def project(parts: Parts) -> None:
     projector = parts.projector()
     async with running(projector):
         assert await projector.wait_for((await parts.log.extent()).last_seq, 10)
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: float = 20.0) -> None:
-    """Asks until it is so; a TimeoutError when it does not come."""
-    async with asyncio.timeout(within_s):
-        while not await condition():
-            await asyncio.sleep(0.02)
 
 
 async def contents(parts: Parts) -> Contents:

@@ -2,8 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
 from benchmarks.clips import any_clip, clip_bytes
@@ -53,12 +52,6 @@ def with_storage(settings: Settings, kind: str) -> Settings:
 
 def clean_up(database: Database, media: MediaStore, settings: Settings, **changes: object) -> Cleaner:
     return Cleaner(database, Uploads(database), media, settings.model_copy(update=changes))
-
-
-async def until(holds: Callable[[], Any]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():
-            await asyncio.sleep(0.02)
 
 
 def kept(media: MediaStore) -> list[str]:

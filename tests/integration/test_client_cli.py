@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 import grpc
 import pytest
 from client_program import Done, finish, interruptible_programs, run_keek, start
-from client_server import CORPUS, Fault, Server, bad_request, error_info, retry_info, serve, until
+from client_server import CORPUS, Fault, Server, bad_request, error_info, retry_info, serve
+from patience import eventually
 
 import keek
 from keek.v1.trending_service_pb2 import ListTrendingRequest, TrendingRanking, WatchTrendingRequest
@@ -151,7 +152,7 @@ async def test_a_watch_shows_the_list_again_at_each_change_until_ctrl_c(server: 
     rising = TrendingRanking.TRENDING_RANKING_RISING
     expected = WatchTrendingRequest(page_size=2, ranking=rising, tag="cats")
     assert server.faults.requests["WatchTrending"] == [expected]
-    await until(lambda: server.faults.cancelled == ["WatchTrending"])
+    await eventually(lambda: server.faults.cancelled == ["WatchTrending"])
 
 
 @pytest.mark.usefixtures("interruptible")
@@ -281,7 +282,7 @@ async def test_the_version_is_shown() -> None:
 async def test_ctrl_c_ends_without_a_stack_trace(server: Server) -> None:
     server.faults.add("ListFeed", Fault(delay_s=30))
     process = await start(server.target, "feed", "u1", "--timeout-s", "60")
-    await until(lambda: server.faults.attempts["ListFeed"] == 1)
+    await eventually(lambda: server.faults.attempts["ListFeed"] == 1)
     process.send_signal(signal.SIGINT)
     assert await finish(process) == Done(130, "", "")
 

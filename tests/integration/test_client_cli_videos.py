@@ -8,7 +8,8 @@ from typing import Any
 import grpc
 import pytest
 from client_program import finish, interruptible_programs, run_keek, start
-from client_server import BAD_FILE, CORPUS, PART_BYTES, Fault, Server, error_info, serve, until
+from client_server import BAD_FILE, CORPUS, PART_BYTES, Fault, Server, error_info, serve
+from patience import eventually
 
 import keek
 from keek.uploads import CHUNK_BYTES
@@ -91,7 +92,7 @@ async def test_an_upload_that_is_waited_for_shows_its_states(server: Server, fil
 async def test_an_upload_that_was_killed_goes_on_with_the_same_command(server: Server, file: Path) -> None:
     server.faults.hold_uploads_at = 2 * CHUNK_BYTES
     process = await start(server.target, "upload", str(file), "--id", "n1")
-    await until(lambda: server.faults.uploaded_bytes == 2 * CHUNK_BYTES)
+    await eventually(lambda: server.faults.uploaded_bytes == 2 * CHUNK_BYTES)
     process.kill()
     await process.wait()
     server.faults.hold_uploads_at = None
@@ -121,7 +122,7 @@ async def test_ctrl_c_ends_an_upload_without_a_stack_trace(server: Server, file:
     server.faults.pause_s = 60
     with interruptible_programs():
         process = await start(server.target, "upload", str(file))
-    await until(lambda: server.faults.uploaded_bytes > 0)
+    await eventually(lambda: server.faults.uploaded_bytes > 0)
     process.send_signal(signal.SIGINT)
     done = await finish(process)
     assert (done.code, done.err) == (130, "")

@@ -8,9 +8,9 @@ from typing import Any
 import grpc
 import pytest
 from client_drivers import DRIVERS, Driver
-from client_server import CORPUS, Fault, Server, bad_request, error_info, retry_info, serve, until
+from client_server import CORPUS, Fault, Server, bad_request, error_info, retry_info, serve
 from google.protobuf.message import Message
-from patience import TIMEOUTS
+from patience import TIMEOUTS, eventually
 
 import keek
 
@@ -147,7 +147,7 @@ async def test_timeout_s_ends_a_call_and_the_work_on_the_server(connect: Connect
     with pytest.raises(keek.DeadlineExceededError):
         await client.call("list_feed", "u1", timeout_s=2.0)
     assert 1.5 < asyncio.get_running_loop().time() - start < 20
-    await until(lambda: "ListFeed" in server.faults.cancelled)
+    await eventually(lambda: "ListFeed" in server.faults.cancelled)
 
 
 async def test_the_default_deadline_can_be_set_by_name(connect: Connect, server: Server) -> None:
@@ -180,7 +180,7 @@ async def test_a_watch_ends_with_its_deadline_alone(connect: Connect, server: Se
     await client.call("list_feed", "u1")
     with pytest.raises(keek.DeadlineExceededError):
         await client.collect("watch_trending")
-    await until(lambda: server.faults.cancelled == ["WatchTrending"])
+    await eventually(lambda: server.faults.cancelled == ["WatchTrending"])
 
 
 # -- errors ---------------------------------------------------------------------------------------
@@ -244,12 +244,12 @@ async def test_a_stream_that_breaks_gives_its_pages_and_then_the_error(
 async def test_a_stream_that_is_left_early_ends_on_the_server(connect: Connect, server: Server) -> None:
     server.faults.pause_s = 30
     await connect().take(1, "stream_feed", "u1", page_count=5, page_size=3)
-    await until(lambda: server.faults.cancelled == ["StreamFeed"])
+    await eventually(lambda: server.faults.cancelled == ["StreamFeed"])
 
 
 async def test_a_watch_that_is_left_ends_on_the_server(connect: Connect, server: Server) -> None:
     await connect().take(3, "watch_trending")
-    await until(lambda: server.faults.cancelled == ["WatchTrending"])
+    await eventually(lambda: server.faults.cancelled == ["WatchTrending"])
 
 
 async def test_lists_that_the_server_does_not_keep_are_a_plain_call_error(

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from client_program import finish, interruptible_programs, run_import, run_keek, start, state_file
-from client_server import BAD_FILE, Fault, Server, serve, until
+from client_server import BAD_FILE, Fault, Server, serve
+from patience import eventually
 
 import keek
 from keek.uploads import CHUNK_BYTES
@@ -114,7 +115,7 @@ async def test_batches_are_sent_side_by_side(server: Server, tmp_path: Path) -> 
     server.faults.gate.clear()
     process = await start(server.target, "videos", "import", str(file), "--jobs", "8")
     # None is answered before all have arrived.
-    await until(lambda: server.faults.attempts["ImportVideos"] == 8)
+    await eventually(lambda: server.faults.attempts["ImportVideos"] == 8)
     server.faults.gate.set()
     assert (await finish(process)).code == 0
     server.videos.most_importing, server.videos.import_delay_s = 0, 0.1
@@ -132,7 +133,7 @@ async def test_an_import_that_was_killed_goes_on_with_what_was_not_acknowledged(
     server.faults.add("ImportVideos", Fault(delay_s=60))
     server.videos.import_delay_s = 0.15
     process = await start(server.target, "videos", "import", str(file))
-    await until(lambda: len(server.videos.stored) >= 6000)
+    await eventually(lambda: len(server.videos.stored) >= 6000)
     process.kill()
     await process.wait()
     stored = set(server.videos.stored)
@@ -229,7 +230,7 @@ async def test_ctrl_c_leaves_the_state_and_ends_soon(server: Server, tmp_path: P
     server.faults.add("ImportVideos", Fault(), *[Fault(delay_s=60)] * 8)
     with interruptible_programs():
         process = await start(server.target, "videos", "import", str(file), "--jobs", "2")
-    await until(lambda: server.faults.attempts["ImportVideos"] == 3)
+    await eventually(lambda: server.faults.attempts["ImportVideos"] == 3)
     # Of the two that were sent side by side, the one that came first.
     taken = set(server.videos.stored)
     process.send_signal(signal.SIGINT)
@@ -316,7 +317,7 @@ async def test_a_parquet_import_that_was_killed_goes_on(server: Server, tmp_path
     server.faults.add("ImportVideos", Fault(delay_s=60))
     server.videos.import_delay_s = 0.2
     process = await start(server.target, "videos", "import", str(file))
-    await until(lambda: len(server.videos.stored) >= 4000)
+    await eventually(lambda: len(server.videos.stored) >= 4000)
     process.kill()
     await process.wait()
     stored = set(server.videos.stored)

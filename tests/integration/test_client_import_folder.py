@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from client_program import Done, finish, interruptible_programs, run_import, run_keek, start, state_file
-from client_server import BAD_FILE, Server, serve, until
+from client_server import BAD_FILE, Server, serve
+from patience import eventually
 
 from keek.uploads import CHUNK_BYTES
 
@@ -116,7 +117,7 @@ async def test_a_second_import_of_the_same_folder_at_once_says_so_and_sends_noth
     folder = _folder(tmp_path / "clips", a=CHUNK_BYTES * 8)
     server.faults.hold_uploads_at = CHUNK_BYTES
     process = await start(server.target, "videos", "import", str(folder))
-    await until(lambda: server.faults.uploaded_bytes > 0)
+    await eventually(lambda: server.faults.uploaded_bytes > 0)
     second = await run_import(server, folder)
     assert (second.code, second.out) == (1, "")
     assert second.err == f"keek: {state_file(folder)} is in use: the same import runs already\n"
@@ -146,11 +147,11 @@ async def test_a_folder_import_that_was_killed_goes_on_within_its_files(
         uploads = server.videos.uploads.values()
         return {own.header.video.video_id for own in uploads if len(own.content) >= held_at}
 
-    await until(lambda: stand_still() == {"c", "d"} and {"a", "b"} <= set(server.videos.stored))
+    await eventually(lambda: stand_still() == {"c", "d"} and {"a", "b"} <= set(server.videos.stored))
     process.kill()
     await process.wait()
     # The server has seen the calls end: of the parts that were not durable nothing is left.
-    await until(lambda: not stand_still())
+    await eventually(lambda: not stand_still())
     assert not {"c", "d"} & set(server.videos.stored)
     server.faults.hold_uploads_at = None
     server.faults.requests.clear()
@@ -171,7 +172,7 @@ async def test_files_are_uploaded_side_by_side(server: Server, tmp_path: Path) -
     server.faults.hold_uploads_at = 1
     process = await start(server.target, "videos", "import", str(folder), "--jobs", "8")
     # None is answered before all have arrived.
-    await until(lambda: server.faults.uploaded_bytes == 8 * 3)
+    await eventually(lambda: server.faults.uploaded_bytes == 8 * 3)
     server.faults.hold_uploads_at = None
     assert (await finish(process)).code == 0
 
@@ -181,7 +182,7 @@ async def test_ctrl_c_ends_uploads_soon(server: Server, tmp_path: Path) -> None:
     server.faults.pause_s = 60
     with interruptible_programs():
         process = await start(server.target, "videos", "import", str(folder))
-    await until(lambda: server.faults.uploaded_bytes > 0)
+    await eventually(lambda: server.faults.uploaded_bytes > 0)
     process.send_signal(signal.SIGINT)
     done = await finish(process)
     assert (done.code, done.err) == (130, "")

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from client_drivers import DRIVERS, DriverType
-from client_server import Fault, Server, serve, until
+from client_server import Fault, Server, serve
+from patience import eventually
 
 import keek
 from keek.channel import Metadata
@@ -151,7 +152,7 @@ async def test_a_cancelled_task_cancels_its_call(server: Server) -> None:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-        await until(lambda: server.faults.cancelled == ["ListFeed"])
+        await eventually(lambda: server.faults.cancelled == ["ListFeed"])
 
 
 async def test_a_cancelled_task_stays_cancelled_when_its_client_is_closed(server: Server) -> None:
@@ -209,4 +210,4 @@ def test_a_call_that_another_thread_closes_the_client_under_says_so() -> None:
 
 
 async def _until_attempted(server: Server, method: str) -> None:
-    await until(lambda: server.faults.attempts[method] > 0)
+    await eventually(lambda: server.faults.attempts[method] > 0)

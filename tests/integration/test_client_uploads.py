@@ -12,7 +12,8 @@ from typing import Any
 import grpc
 import pytest
 from client_drivers import DRIVERS, Driver
-from client_server import BAD_FILE, PART_BYTES, Fault, Server, error_info, retry_info, serve, until
+from client_server import BAD_FILE, PART_BYTES, Fault, Server, error_info, retry_info, serve
+from patience import eventually
 
 import keek
 from keek.uploads import CHUNK_BYTES
@@ -204,7 +205,7 @@ async def test_an_upload_survives_a_restart_of_the_server(
         upload = asyncio.create_task(
             connect(first.target).call("upload_video", file, keek.Video(video_id="n1"))
         )
-        await until(lambda: first.faults.uploaded_bytes == 2 * CHUNK_BYTES)
+        await eventually(lambda: first.faults.uploaded_bytes == 2 * CHUNK_BYTES)
         await stack.aclose()
         await asyncio.sleep(away_s)
         first.faults.hold_uploads_at = None
@@ -256,7 +257,7 @@ async def test_closing_the_client_ends_its_uploads(connect: Connect, server: Ser
     server.faults.pause_s = 30
     driver = connect()
     upload = asyncio.create_task(driver.call("upload_video", file))
-    await until(lambda: server.faults.uploaded_bytes > 0)
+    await eventually(lambda: server.faults.uploaded_bytes > 0)
     await driver.close()
     with pytest.raises(keek.CallCancelledError):
         async with asyncio.timeout(10):

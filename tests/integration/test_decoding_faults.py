@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from benchmarks.clips import Clip, any_clip, write_clip
 from benchmarks.hostile_files import hostile_files
+from patience import eventually
 
 from keek_server.embedded import procfs
 from keek_server.errors import BadMediaError, KeekError, MediaProblem, OverloadedError, UnavailableError
@@ -42,12 +43,6 @@ def clip(tmp_path: Path) -> Path:
     return write_clip(Clip(), tmp_path)
 
 
-async def _until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30.0):
-        while not holds():
-            await asyncio.sleep(0.01)
-
-
 def _open_files() -> Counter[str]:
     """What this process has open, by what it is."""
     found: Counter[str] = Counter()
@@ -63,7 +58,7 @@ def _children() -> set[int]:
 
 async def _nothing_left(files: Counter[str], children: set[int]) -> None:
     """Waits until nothing is there that was not before. Others in this process come and go meanwhile."""
-    await _until(lambda: not _open_files() - files and not _children() - children)
+    await eventually(lambda: not _open_files() - files and not _children() - children)
 
 
 def _lives(pid: int) -> bool:
@@ -105,7 +100,7 @@ async def test_a_child_that_gets_no_processor_is_killed_and_no_fault_of_the_file
             with pytest.raises(UnavailableError, match="too busy"):
                 await decoder.decode_video(clip, SHAPE, 8)
         assert 1.9 < time.monotonic() - started < 20.0
-        await _until(lambda: not _exists(pid))
+        await eventually(lambda: not _exists(pid))
         await decoder.decode_video(clip, SHAPE, 8)
 
 
@@ -140,7 +135,7 @@ async def test_a_child_that_hangs_up_and_goes_on_is_killed_and_its_place_is_free
             with pytest.raises(BadMediaError) as refused:
                 await decoder.decode_video(clip, SHAPE, 8)
             assert refused.value.reason is MediaProblem.CORRUPT
-            await _until(lambda: not _exists(pid))
+            await eventually(lambda: not _exists(pid))
             await decoder.decode_video(clip, SHAPE, 8)
 
 
@@ -212,7 +207,7 @@ async def test_a_child_that_is_killed_from_outside_is_no_fault_of_the_file(
 ) -> None:
     pid = await _stop_spare(decoder)
     task = asyncio.create_task(decoder.decode_video(clip, SHAPE, 8))
-    await _until(lambda: len(decoder.children) == 2)
+    await eventually(lambda: len(decoder.children) == 2)
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(UnavailableError, match="signal 9"):
         await task
@@ -225,9 +220,9 @@ async def test_a_spare_child_that_died_is_replaced_without_anyone_noticing(
     (pid,) = decoder.children
     os.kill(pid, signal.SIGKILL)
     # A signal takes a moment; one that dies with a file in its hands is another case.
-    await _until(lambda: not _lives(pid))
+    await eventually(lambda: not _lives(pid))
     assert len((await decoder.decode_video(clip, SHAPE, 8)).frames) == 8
-    await _until(lambda: not _exists(pid))
+    await eventually(lambda: not _exists(pid))
 
 
 async def test_a_decoder_that_crashes_leaves_a_refusal_and_a_line_in_the_log(
@@ -235,7 +230,7 @@ async def test_a_decoder_that_crashes_leaves_a_refusal_and_a_line_in_the_log(
 ) -> None:
     pid = await _stop_spare(decoder)
     task = asyncio.create_task(decoder.decode_video(clip, SHAPE, 8))
-    await _until(lambda: len(decoder.children) == 2)
+    await eventually(lambda: len(decoder.children) == 2)
     os.kill(pid, signal.SIGSEGV)
     os.kill(pid, signal.SIGCONT)
     with pytest.raises(BadMediaError, match="the decoder fails on it") as refused:
@@ -247,20 +242,20 @@ async def test_a_decoder_that_crashes_leaves_a_refusal_and_a_line_in_the_log(
 async def test_a_cancelled_call_leaves_no_process(decoder: Decoder, clip: Path) -> None:
     pid = await _stop_spare(decoder)
     task = asyncio.create_task(decoder.decode_video(clip, SHAPE, 8))
-    await _until(lambda: len(decoder.children) == 2)
+    await eventually(lambda: len(decoder.children) == 2)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await _until(lambda: not _exists(pid))
+    await eventually(lambda: not _exists(pid))
     assert len((await decoder.decode_video(clip, SHAPE, 8)).frames) == 8
 
 
 async def test_too_many_are_refused_and_those_who_wait_are_served(decoder: Decoder, clip: Path) -> None:
     pid = await _stop_spare(decoder)
     first = asyncio.create_task(decoder.decode_video(clip, SHAPE, 8))
-    await _until(lambda: len(decoder.children) == 2)
+    await eventually(lambda: len(decoder.children) == 2)
     second = asyncio.create_task(decoder.decode_video(clip, SHAPE, 8))
-    await _until(lambda: decoder._videos._waiting == 1)
+    await eventually(lambda: decoder._videos._waiting == 1)
     with pytest.raises(OverloadedError):
         await decoder.decode_video(clip, SHAPE, 8)
     # An image of a search does not wait for videos.
@@ -278,7 +273,7 @@ async def test_closing_ends_every_child_and_every_call(tmp_path: Path, clip: Pat
         for pid in decoder.children:
             os.kill(pid, signal.SIGSTOP)
         calls = [asyncio.create_task(decoder.decode_video(clip, SHAPE, 8)) for _ in range(2)]
-        await _until(lambda: len(decoder.children) == 4)
+        await eventually(lambda: len(decoder.children) == 4)
         pids = decoder.children
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [UnavailableError, UnavailableError]
@@ -331,7 +326,7 @@ uvloop.run(main())
     assert all(_exists(pid) for pid in pids)
     server.kill()
     await server.wait()
-    await _until(lambda: not any(_exists(pid) for pid in pids))
+    await eventually(lambda: not any(_exists(pid) for pid in pids))
 
 
 async def test_good_uploads_do_not_notice_bad_ones(tmp_path: Path) -> None:

@@ -7,13 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from embedded_towers import infer, publish, user_inputs, user_tower, user_vectors
+from patience import eventually
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -45,14 +45,6 @@ with contextlib.suppress(asyncio.CancelledError):
 """A program that holds a stack until it is ended."""
 
 
-async def eventually(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-    """Waits until a condition holds."""
-    deadline = asyncio.get_running_loop().time() + timeout_s
-    while not condition():
-        assert asyncio.get_running_loop().time() < deadline, f"not within {timeout_s} s: {what}"
-        await asyncio.sleep(0.02)
-
-
 async def restarted(child: SupervisedProcess[Any], old_pid: int, data_dir: Path) -> None:
     """Waits until another process is ready in place of one that died."""
 
@@ -61,7 +53,7 @@ async def restarted(child: SupervisedProcess[Any], old_pid: int, data_dir: Path)
         assert running is not None
         return child.pid != old_pid and child.pid in (running.redis_pid, running.triton_pid)
 
-    await eventually(announced, f"{child.service.name} is back")
+    await eventually(announced)
 
 
 def mark_of(data_dir: Path) -> str:
@@ -173,11 +165,11 @@ async def test_nothing_remains_when_starting_is_cancelled(stack_settings: Settin
     publish(user_tower(USER_TOWER, 1.0), stack_settings.model_repository, "user_tower", 1)
     stack = EmbeddedStack(stack_settings)
     start = asyncio.create_task(stack.__aenter__())
-    await eventually(lambda: stack.triton is not None, "Triton is about to start")
+    await eventually(lambda: stack.triton is not None)
     assert stack.triton is not None
     assert stack.redis is not None
     mark = mark_of(stack_settings.data_dir)
-    await eventually(lambda: bool(procfs.marked_processes(f"{mark}-triton")), "Triton runs")
+    await eventually(lambda: bool(procfs.marked_processes(f"{mark}-triton")))
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start
@@ -220,7 +212,7 @@ async def test_after_kill_9_nothing_runs_on_and_the_next_start_works(stack_setti
         assert running.owner_pid == holder.pid
         mark = mark_of(stack_settings.data_dir)
         holder.kill()
-    await eventually(lambda: not procfs.marked_processes(mark), "everything died with its parent")
+    await eventually(lambda: not procfs.marked_processes(mark))
     assert read_running_stack(stack_settings.data_dir) is None
     async with EmbeddedStack(stack_settings) as stack:
         assert segments(mark) == []

@@ -11,13 +11,14 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
 import pytest
 import sqlalchemy as sa
+from patience import eventually
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 import keek_server
@@ -64,18 +65,10 @@ async def connected(url: str) -> AsyncIterator[AsyncConnection]:
         await engine.dispose()
 
 
-async def eventually(condition: Callable[[], bool], what: str, timeout_s: float = 60.0) -> None:
-    """Waits until a condition holds."""
-    deadline = asyncio.get_running_loop().time() + timeout_s
-    while not condition():
-        assert asyncio.get_running_loop().time() < deadline, f"not within {timeout_s} s: {what}"
-        await asyncio.sleep(0.02)
-
-
 async def restarted(caplog: pytest.LogCaptureFixture) -> None:
     """Waits until the supervisor has seen that a second process is ready; the first try must work."""
     ready = "postgres is ready"
-    await eventually(lambda: caplog.text.count(ready) == 2, "another process is ready")
+    await eventually(lambda: caplog.text.count(ready) == 2)
     assert caplog.text.count("restarting it") == 1
 
 
@@ -157,7 +150,7 @@ async def test_nothing_remains_after_the_block_though_a_client_is_connected() ->
         mark, port, data = mark_of(process), process.service.port, process.service._cluster.data
         client = await process.service.connect()
         # Itself, its workers, the session.
-        await eventually(lambda: len(procfs.marked_processes(mark)) >= 5, "its workers run")
+        await eventually(lambda: len(procfs.marked_processes(mark)) >= 5)
         process.service.stop_grace_s = 60.0  # a busy disk takes its time
         started = asyncio.get_running_loop().time()
     assert asyncio.get_running_loop().time() - started < process.service.stop_grace_s
@@ -188,7 +181,7 @@ async def test_nothing_remains_when_it_is_cancelled_while_it_is_set_up(
             pytest.fail("it started")
 
     starting = asyncio.create_task(run())
-    await eventually(lambda: bool(list(open_folder.glob("*/data/base"))), "initdb works")
+    await eventually(lambda: bool(list(open_folder.glob("*/data/base"))))
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await starting
@@ -229,7 +222,7 @@ async def test_after_kill_9_of_its_parent_nothing_runs_on(
     workers = procfs.children(server)
     assert workers
     holder.kill()
-    await eventually(lambda: not any(map(procfs.identity, {server, *workers})), "all died with their parent")
+    await eventually(lambda: not any(map(procfs.identity, {server, *workers})))
     remove_shared_memory(open_folder / "own" / "data")
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from background import beside
-from receiving import CLIP, STORAGES, NoClip, clean_up, kept, stored_bytes, until, video, with_storage
+from patience import eventually
+from receiving import CLIP, STORAGES, NoClip, clean_up, kept, stored_bytes, video, with_storage
 
 from keek_server.errors import (
     AlreadyExistsError,
@@ -162,7 +163,7 @@ async def test_a_repeated_create_gives_the_video_as_it_is_and_leaves_no_second_p
     (theirs / "clip.mp4").unlink()
     assert first == second == await library.create(video("v1"), source, again)
     library._cleaner.notify()
-    await until(lambda: len(kept(media)) == 1)
+    await eventually(lambda: len(kept(media)) == 1)
     assert (await stored_bytes(media, first.poster_url))[:2] == b"\xff\xd8"
     with pytest.raises(InvalidArgumentError, match="another request"):
         await library.create(video("v2"), source, again)
@@ -177,7 +178,7 @@ async def test_of_two_creates_of_one_video_the_loser_leaves_no_poster(
     assert sorted(type(result).__name__ for result in results) == ["AlreadyExistsError", "Video"]
     library._cleaner.notify()
     poster = (await catalogue.get("v1")).poster_url
-    await until(lambda: [media.url(path) for path in kept(media)] == [poster])
+    await eventually(lambda: [media.url(path) for path in kept(media)] == [poster])
     with pytest.raises(AlreadyExistsError):
         await library.create(video("v1"), source, request_id())
 
@@ -251,7 +252,7 @@ async def test_uploads_and_creates_share_one_limit(
         asyncio.create_task(receiver.receive(uuid.uuid4(), video(f"u{i}"), len(CLIP), 0, idle()))
         for i in range(2)
     ]
-    await until(lambda: slots._taken == 4)
+    await eventually(lambda: slots._taken == 4)
     with pytest.raises(OverloadedError):
         await library.create(video("v9"), source, "")
     with pytest.raises(OverloadedError):
@@ -287,7 +288,7 @@ async def test_a_delete_removes_the_poster_and_leaves_the_file_of_somebody_else(
     await library.delete("v1", again)
     assert follower.applied == 1
     assert await catalogue.find("v1") is None
-    await until(lambda: kept(media) == [])
+    await eventually(lambda: kept(media) == [])
     assert (theirs / "clip.mp4").read_bytes() == CLIP
     await library.delete("v1", again)
     with pytest.raises(NotFoundError):
@@ -307,7 +308,7 @@ async def test_a_delete_that_is_cancelled_still_holds_on_this_server_and_removes
     follower.go_on.set()
     await library.aclose()
     assert follower.applied == 1
-    await until(lambda: kept(media) == [])
+    await eventually(lambda: kept(media) == [])
 
 
 async def test_a_delete_that_is_committed_succeeds_whatever_fails_behind_it(

@@ -1,7 +1,7 @@
 """Releases whose videos are searched in Milvus: published, served, swapped, removed, and Milvus gone."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gate_towers import ID_TABLE, user_tower, video_tower, written
 from milvus import connected, lite_path, served_lite
-from patience import DEADLINES, TIMEOUTS
+from patience import DEADLINES, TIMEOUTS, eventually
 from pydantic import SecretStr
 
 import keek.aio
@@ -72,12 +72,6 @@ async def active_release(world: World) -> Manifest:
     """The manifest of the release that serves."""
     serving = await world.app.live.wait()
     return serving.release.manifest
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]], *, within_s: float = 60.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not await condition():
-            await asyncio.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from background import beside
+from patience import eventually
 from projecting import VIEW, Parts, event, open_parts
 from projection_steps import (
     contents,
-    eventually,
     many_events,
     project,
     running,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from background import beside
+from patience import eventually
 from receiving import (
     CHUNK,
     CLIP,
@@ -19,7 +20,6 @@ from receiving import (
     new_receiver,
     send,
     stored_bytes,
-    until,
     video,
     watching,
     with_storage,
@@ -203,7 +203,7 @@ async def test_uploads_that_were_given_up_are_forgotten_with_all_their_files(
     await clean_up(database, media, stored).tidy()
     assert (await Uploads(database).get(upload_id)).received_bytes == 5 * CHUNK
     async with beside(clean_up(database, media, stored, upload_keep_s=0.001).run()):
-        await until(lambda: not kept(media))
+        await eventually(lambda: not kept(media))
     with pytest.raises(NotFoundError):
         await Uploads(database).get(upload_id)
 
@@ -216,7 +216,7 @@ async def test_a_stored_upload_that_is_forgotten_leaves_only_what_its_video_name
     await receiver.aclose()
     await media.put(f"originals/{upload_id.hex}/{uuid.uuid4().hex}.mp4", b"of a call that was cancelled")
     async with beside(clean_up(database, media, stored, upload_keep_s=0.001).run()):
-        await until(lambda: len(kept(media)) == 2)
+        await eventually(lambda: len(kept(media)) == 2)
     assert await stored_bytes(media, made.original_url) == CLIP
     assert (await stored_bytes(media, made.poster_url))[:2] == b"\xff\xd8"
 
