@@ -24,7 +24,8 @@ T = TypeVar("T")
 
 _WRITE_LOCK = 0x6B65656B  # "keek": the advisory lock that puts commits of the log in one order
 _PLAN_LOCK = 0x706C616E  # "plan": the same for changes of what is served
-_LOCK = sa.text("SELECT pg_advisory_xact_lock(:lock)")
+ADVISORY_LOCK = sa.text("SELECT pg_advisory_xact_lock(:lock)")
+"""Held until the transaction ends; PostgreSQL alone has them."""
 _IDLE_TRANSACTION_MS = 15_000
 
 
@@ -119,12 +120,12 @@ class Database:
         that goes on from the highest number it saw skips nothing.
         """
         if not self.is_sqlite:
-            connection.execute(_LOCK, {"lock": _WRITE_LOCK})
+            connection.execute(ADVISORY_LOCK, {"lock": _WRITE_LOCK})
 
     def lock_plan(self, connection: sa.Connection) -> None:
         """Makes this transaction the only one that changes the plan of releases until it ends."""
         if not self.is_sqlite:
-            connection.execute(_LOCK, {"lock": _PLAN_LOCK})
+            connection.execute(ADVISORY_LOCK, {"lock": _PLAN_LOCK})
 
     def insert(self, table: sa.Table) -> Any:
         """The dialect's INSERT, which knows ON CONFLICT."""

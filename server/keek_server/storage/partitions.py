@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from keek_server.errors import UnavailableError
-from keek_server.storage.database import Database
+from keek_server.storage.database import ADVISORY_LOCK, Database
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class MonthlyPartitions:
     async def _lock(self, connection: AsyncConnection) -> None:
         """One server at a time; and whoever would wait for a table makes all others wait behind it."""
         await connection.execute(sa.text(f"SET LOCAL lock_timeout = '{_LOCK_TIMEOUT_MS}ms'"))
-        await connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_PARTITIONS_LOCK)))
+        await connection.execute(ADVISORY_LOCK, {"lock": _PARTITIONS_LOCK})
 
     def _name(self, start_us: int) -> str:
         return f"{self._table.name}_{_month(start_us):%Y_%m}"
