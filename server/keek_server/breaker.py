@@ -74,6 +74,7 @@ class Breaker:
         self.asked: Call | None = None
         """Of the last one who came while not all was well."""
         self._finding_out: asyncio.Task[None] | None = None
+        self._retired = False
         self._began: dict[int, float] = {}
         """When the calls that are under way began, the oldest first."""
         self._numbers = count()
@@ -121,13 +122,20 @@ class Breaker:
         finally:
             del self._began[number]
 
+    def retire(self) -> None:
+        """Only those who have it already go on asking: it is not counted, and makes no calls of its own."""
+        self._retired = True
+        if self._finding_out is not None:
+            self._finding_out.cancel()
+        self._uncount()
+
     def _fail(self, began: float, reason: str) -> None:
         if self._failures and began < self._failed:
             return
         self._failed = self._clock()
         self._failures += 1
         self._reason = reason
-        if self._failures == self._most:
+        if self._failures == self._most and not self._retired:
             if self._finding_out is None or self._finding_out.done():
                 self._finding_out = asyncio.create_task(_find_out(weakref.ref(self), self._retry_s))
             self._gauge.inc()
@@ -136,11 +144,17 @@ class Breaker:
             logger.warning("%s is not asked any more, but every %g s: %s", self.name, self._retry_s, reason)
 
     def _succeed(self) -> None:
-        if self._counted is not None:
-            self._counted()
-            self._counted = self.asked = None
+        if self._uncount():
             logger.warning("%s answers again", self.name)
         self._failures = 0
+
+    def _uncount(self) -> bool:
+        """Whether it was counted as open."""
+        if self._counted is None:
+            return False
+        self._counted()
+        self._counted = self.asked = None
+        return True
 
 
 async def _find_out(breaker: "weakref.ref[Breaker]", every_s: float) -> None:

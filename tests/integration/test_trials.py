@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from background import beside
 from gate_towers import ID_TABLE, user_tower, video_tower, written
-from patience import DEADLINES, TIMEOUTS
+from patience import DEADLINES, TIMEOUTS, eventually
 from tritonclient.grpc import aio as triton
 
 import keek.aio
+from keek_server import metrics
 from keek_server.app import App, open_app
 from keek_server.embedded import EmbeddedStack
-from keek_server.errors import FailedPreconditionError
+from keek_server.errors import FailedPreconditionError, UnavailableError
 from keek_server.releases.manifest import Manifest
 from keek_server.releases.plan import Plan, Trial, TrialKind
 from keek_server.releases.registry import ReleaseRegistry
@@ -26,6 +27,7 @@ from keek_server.storage.database import Database, open_database
 from keek_server.towers.client import TowerClient
 from keek_server.towers.contract import TowerContract
 from keek_server.towers.control import control_headers
+from keek_server.towers.users import UserInputs
 from keek_server.videos.catalogue import Catalogue
 from keek_server.videos.video import Video, VideoState
 from keek_training.datasets.registry import open_dataset
@@ -337,6 +339,31 @@ async def test_going_back_does_not_wait_for_a_release_that_triton_takes_long_to_
     monkeypatch.undo()
     await server.carried_out(await releases.registry.activate(releases.second.release_id, "in time"))
     assert set(await server.feeds(releases.users)) == {releases.second.release_id}
+
+
+async def test_a_release_whose_tower_is_gone_is_let_go_of_and_not_asked_any_more(
+    releases: Releases, server: Server
+) -> None:
+    live, third = server.app.live, releases.third.release_id
+    open_breakers = metrics.breakers_open.labels("triton")._value
+    before = open_breakers.get()
+    live.pin([third])
+    await eventually(lambda: live.pinned(third) is not None)
+    pinned = live.pinned(third)
+    assert pinned is not None
+    none = np.empty(0, np.float32)
+    inputs = UserInputs("u1", np.empty((0, 64), np.float32), none.astype(np.int32), none)
+    async with releases.lost(releases.third):
+
+        async def is_left_alone() -> bool:
+            with suppress(UnavailableError):
+                await pinned.users.vector(inputs)
+            return bool(open_breakers.get() > before)
+
+        await eventually(is_left_alone)
+        live.pin([])
+        await eventually(lambda: live.pinned(third) is None)
+        assert open_breakers.get() == before
 
 
 async def test_a_release_that_is_opened_to_be_looked_at_has_what_changed_since(

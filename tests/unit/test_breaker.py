@@ -208,6 +208,34 @@ async def test_one_that_is_gone_while_it_is_open_is_not_counted_any_more(clock: 
     assert open_count() == 0
 
 
+async def test_one_that_is_retired_is_neither_counted_nor_finds_out(clock: Clock) -> None:
+    retired = Breaker("Triton", "test", deadline_s=0.1, clock=clock, retry_s=0.01)
+    calls = 0
+
+    async def call() -> None:
+        nonlocal calls
+        calls += 1
+        with retired.asking():
+            raise UnavailableError("nothing there")
+
+    for _ in range(FAILURES):
+        fail(retired, clock)
+    with pytest.raises(UnavailableError):
+        retired.check(call)
+    async with asyncio.timeout(30):
+        while not calls:
+            await asyncio.sleep(0.01)
+    assert open_count() == 1
+    retired.retire()
+    asked = calls
+    # Whoever got hold of it before goes on being refused.
+    fail(retired, clock)
+    assert not lets_through(retired)
+    await asyncio.sleep(0.1)
+    assert calls == asked
+    assert open_count() == 0
+
+
 def test_it_costs_microseconds() -> None:
     breaker = Breaker("Redis", "test", deadline_s=0.1)
     calls = 10_000

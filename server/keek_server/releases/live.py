@@ -207,16 +207,20 @@ class LiveRelease:
         return newest is not None and newest.seq != plan.seq
 
     async def _keep_ready(self) -> None:
+        # First: what nobody pins any more may be what Triton cannot load.
+        self._let_go_of_pinned()
         await self._keep_loaded()
         await self._open_pinned()
         await self._open_previous()
 
-    async def _open_pinned(self) -> None:
-        """Opens what arms pin, and lets go of what they do not pin any more."""
+    def _let_go_of_pinned(self) -> None:
         kept = tuple(each for each in self.served.pinned if each.release.id in self._pins)
         if kept != self.served.pinned:
             self._swap(replace(self.served, pinned=kept))
-        for release_id in sorted(self._pins - {each.release.id for each in kept}):
+
+    async def _open_pinned(self) -> None:
+        """Opens what arms pin."""
+        for release_id in sorted(self._pins - {each.release.id for each in self.served.pinned}):
             try:
                 pinned = await self._ready(release_id)
             except KeekError as error:
@@ -280,7 +284,10 @@ class LiveRelease:
             self._swap(replace(self.served, previous=previous))
 
     def _swap(self, served: Served) -> None:
-        self.served = served
+        before, self.served = self.served.held, served
+        for each in before:
+            if _find(served.held, each.release.id) is None:
+                each.retire()
         self._opener.arrange(served.held)
         self.changed.set()
         self._first.set()

@@ -66,6 +66,12 @@ class ServingRelease:
     ranker: ReleaseRanker | None = None
     """None in a release without one."""
 
+    def retire(self) -> None:
+        """It is asked by none but those who captured it before, and its models may be unloaded."""
+        self.users.retire()
+        if self.ranker is not None:
+            self.ranker.model.retire()
+
 
 @dataclass(frozen=True, slots=True)
 class Executors:

@@ -131,6 +131,10 @@ class Ranker:
         self._breaker.check(lambda: self._batcher.submit(page))
         return await self._batcher.submit(page)
 
+    def retire(self) -> None:
+        """Its release serves no more: nobody finds out any longer whether it answers."""
+        self._breaker.retire()
+
     async def _run(self, batch: list[RankedPage]) -> Sequence[Float32Array]:
         tensors = ranker_batch(batch)
         with self._breaker.asking():

@@ -99,6 +99,10 @@ class UserVectors:
         self._breaker.check(lambda: self._batcher.submit(inputs))
         return await self._batcher.submit(inputs)
 
+    def retire(self) -> None:
+        """Its release serves no more: nobody finds out any longer whether it answers."""
+        self._breaker.retire()
+
     async def _run(self, batch: list[UserInputs]) -> Sequence[Float32Array]:
         with self._breaker.asking():
             vectors = await self._towers.vectors(
