@@ -36,6 +36,17 @@ async def test_a_rollback_goes_to_what_was_before_and_never_to_what_it_left(
     assert (await registry.roll_back("")).release_id == "a"
 
 
+async def test_rollbacks_pass_by_what_was_gone_back_from_however_often_it_was_tried(
+    registry: ReleaseRegistry,
+) -> None:
+    for name in "cabab":
+        await registry.activate(name, "")
+    assert [(await registry.roll_back("")).release_id for _ in range(2)] == ["a", "c"]
+    with pytest.raises(FailedPreconditionError, match="no release was active before c"):
+        await registry.roll_back("")
+    assert await registry.predecessor() is None
+
+
 async def test_a_trial_neither_makes_nor_moves_what_a_rollback_goes_to(registry: ReleaseRegistry) -> None:
     await registry.activate("a", "")
     await registry.activate("b", "")

@@ -126,8 +126,7 @@ class ReleaseRegistry:
         """What a rollback would go to at present; None where there is nothing that could serve."""
 
         def work(connection: sa.Connection) -> str | None:
-            plan = _newest(connection)
-            before = _before(connection, plan.release_id) if plan else None
+            before = _before(connection)
             state = sa.select(releases.c.state).where(releases.c.release_id == before)
             is_ready = connection.execute(state).scalar_one_or_none() == ReleaseState.READY
             return before if is_ready else None
@@ -166,15 +165,18 @@ class ReleaseRegistry:
     ) -> Plan:
         """Goes back to the release before the active one, and ends a trial.
 
-        That is the one that was active when the active one was activated other than by a rollback:
-        what was gone back from is not gone back to.
+        That is the last one that was active when the active one was activated other than by a rollback;
+        what was gone back from, and not activated since, is not gone back to.
 
         Raises:
             FailedPreconditionError: When there is none that could serve; see also `activate`.
         """
 
         def change(connection: sa.Connection, plan: Plan | None) -> Plan:
-            release_id = _predecessor(connection, _required(plan).release_id)
+            active = _required(plan).release_id
+            release_id = _before(connection)
+            if release_id is None:
+                raise FailedPreconditionError(f"no release was active before {active}")
             _check_ready(connection, release_id)
             return Plan(0, release_id, 0, reason, is_rollback=True)
 
@@ -246,7 +248,7 @@ def _planned(connection: sa.Connection) -> list[str]:
     plan = _newest(connection)
     if plan is None:
         return []
-    before = _before(connection, plan.release_id)
+    before = _before(connection)
     return [plan.release_id, *([plan.trial.release_id] if plan.trial else []), *([before] if before else [])]
 
 
@@ -309,37 +311,21 @@ def _check_ready(connection: sa.Connection, release_id: str) -> None:
         raise FailedPreconditionError(f"the files of release {release_id} are gone: publish it again")
 
 
-def _predecessor(connection: sa.Connection, release_id: str) -> str:
-    before = _before(connection, release_id)
-    if before is None:
-        raise FailedPreconditionError(f"no release was active before {release_id}")
-    return before
-
-
-def _before(connection: sa.Connection, release_id: str) -> str | None:
-    """What was active when a release became so other than by a rollback."""
+def _before(connection: sa.Connection) -> str | None:
+    """What a rollback of the newest plan goes to."""
     c = activations.c
-    arrived = sa.select(sa.func.max(c.seq)).where(c.release_id == release_id, ~c.is_rollback, _is_arrival())
-    query = (
-        sa.select(c.release_id)
-        .where(c.seq < arrived.scalar_subquery(), c.release_id != release_id)
-        .order_by(c.seq.desc())
-        .limit(1)
-    )
-    return connection.execute(query).scalar_one_or_none()
-
-
-def _is_arrival() -> "sa.ColumnElement[bool]":
-    """Rows that made their release the active one, as those that began or ended a trial did not."""
-    earlier = activations.alias("earlier")
-    before = (
-        sa.select(earlier.c.release_id)
-        .where(earlier.c.seq < activations.c.seq)
-        .order_by(earlier.c.seq.desc())
-        .limit(1)
-        .scalar_subquery()
-    )
-    return sa.func.coalesce(before, "") != activations.c.release_id
+    arrived: list[str] = []
+    left: set[str] = set()  # gone back from since they came last
+    for release_id, is_rollback in connection.execute(sa.select(c.release_id, c.is_rollback).order_by(c.seq)):
+        if arrived and arrived[-1] == release_id:
+            continue  # A trial began or ended.
+        if is_rollback:
+            while arrived and arrived[-1] != release_id:
+                left.add(arrived.pop())
+        else:
+            arrived.append(release_id)
+            left.discard(release_id)
+    return next((each for each in reversed(arrived) if each != arrived[-1] and each not in left), None)
 
 
 def _unknown(release_id: str) -> NotFoundError:
