@@ -2,10 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, start_http_server
 
 from keek_server.errors import SetupError
+
+WORKERS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""The variable that tells prometheus_client where a worker writes; it must be set when that is imported."""
 
 
 @contextmanager

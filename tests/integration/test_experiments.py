@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,6 +24,7 @@ from keek_server.experiments.live import POLL_S, LiveExperiments
 from keek_server.experiments.registry import Experiment, ExperimentRegistry
 from keek_server.experiments.reports import ExperimentReports
 from keek_server.feed.types import FeedQuery
+from keek_server.metrics_endpoint import WORKERS_FOLDER
 from keek_server.releases.plan import ReleaseState
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.rpc.admin import Authority
@@ -351,6 +353,16 @@ async def test_what_cannot_be_is_refused_with_the_reason(
         with pytest.raises(grpc.aio.AioRpcError, match=because) as refused:
             await getattr(stub, call)(request_, metadata=ADMIN)
         assert refused.value.code().name == code
+
+
+async def test_a_report_leaves_nothing_among_the_metrics_of_the_workers(
+    database: Database, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert database
+    monkeypatch.setenv(WORKERS_FOLDER, str(tmp_path))
+    with pytest.raises(NotFoundError):
+        await ExperimentReports(settings.database_url, Slots(1, "reports")).make("nope", window_hours=1.0)
+    assert list(await asyncio.to_thread(tmp_path.glob, "*")) == []
 
 
 async def test_changes_and_reports_need_the_token(database: Database) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from keek_server.errors import KeekError, NotFoundError, UnavailableError
+from keek_server.metrics_endpoint import WORKERS_FOLDER
 from keek_server.videos.slots import Slots
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class ExperimentReports:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                env={**os.environ, "KEEK_DATABASE_URL": self._database_url},
+                env=self._environment(),
                 start_new_session=True,
             )
             try:
@@ -90,3 +91,9 @@ class ExperimentReports:
             logger.error("report on %s: %s", experiment_id, said.decode(errors="replace").strip()[-_TOLD:])
             raise KeekError("the report cannot be made: the server's log says why")
         return Report(**json.loads(out))
+
+    def _environment(self) -> dict[str, str]:
+        own = {**os.environ, "KEEK_DATABASE_URL": self._database_url}
+        # Its metrics would be added to those of the workers, and stay there.
+        own.pop(WORKERS_FOLDER, None)
+        return own

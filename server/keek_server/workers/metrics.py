@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Final
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,9 +11,6 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from prometheus_client.registry import Collector
 
 from keek_server.metrics_endpoint import metrics_endpoint
-
-VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""Tells prometheus_client where a worker writes; it must be set when that is imported."""
 
 
 class _Workers(Collector):

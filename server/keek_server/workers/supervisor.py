@@ -9,9 +9,10 @@ from contextlib import ExitStack
 from typing import Any, Final
 
 from keek_server.errors import SetupError
+from keek_server.metrics_endpoint import WORKERS_FOLDER
 from keek_server.port import reserved_port, with_port
 from keek_server.settings import Settings
-from keek_server.workers.metrics import VARIABLE, WorkerMetrics, worker_metrics
+from keek_server.workers.metrics import WorkerMetrics, worker_metrics
 from keek_server.workers.process import Worker
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class Supervisor:
                     self._settings.metrics_listen, self._count_serving, lambda: self._restarts
                 )
                 self._metrics = stack.enter_context(metrics)
-                self._variables[VARIABLE] = str(self._metrics.folder)
+                self._variables[WORKERS_FOLDER] = str(self._metrics.folder)
             try:
                 await self._start_all()
                 logger.info("listening on %s with %d workers", address, len(self._numbers))
