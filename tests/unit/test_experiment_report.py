@@ -179,6 +179,22 @@ def test_lost_users_are_the_first_thing_that_is_said() -> None:
     assert '<p class="failed"><b>THE SAMPLE RATIO IS BROKEN' in report_page(report)
 
 
+def test_users_that_were_lost_since_the_weights_changed_are_noticed_though_an_arm_had_stopped_before() -> (
+    None
+):
+    exposures, interactions, health = world(0.0, users=9_000, arm_count=3)
+    stop_us, since_us = START_US + (END_US - START_US) // 4, START_US + (END_US - START_US) // 3
+    gone = (exposures.arms == 2) & (exposures.times_us >= stop_us)
+    lost = (exposures.arms == 1) & (exposures.users % 2 == 0)
+    question = replace(QUESTION, arms=(*ARMS, ReportArm("bad", 1.0, stop_us=stop_us)), since_us=since_us)
+    whole = build_report(question, exposures.only(~gone), interactions, health)
+    assert not whole["sample_ratio"]["is_broken"]
+    assert whole["sample_ratio"]["p_value"] is not None
+    assert [arm["expected_user_count"] > 0 for arm in whole["arms"]] == [True, True, False]
+    report = build_report(question, exposures.only(~gone & ~lost), interactions, health)
+    assert report["sample_ratio"]["is_broken"]
+
+
 def test_before_the_first_feed_there_is_a_report_that_says_nothing() -> None:
     exposures, interactions, _ = world(0.0, users=0)
     report = build_report(QUESTION, exposures, interactions)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, Final
 
 import numpy as np
@@ -136,10 +137,12 @@ class _Analysis:
         """Who came, and whether they are as many as should have."""
         question, whole = self._question, self.totals(self._question.end_us)
         ends = [self._end(arm) for arm in question.arms]
-        # While all arms ran.
-        counted = self.totals(min(ends))
+        # While all arms ran, but for those that had ended before what is compared begins.
+        ran = [end > self.since_us for end in ends]
+        counted = self.totals(min(compress(ends, ran), default=question.end_us))
         counts = np.bincount(counted.arms, minlength=len(ends)).tolist()
-        ratio = sample_ratio(counts, [arm.weight for arm in question.arms])
+        weights = [arm.weight if own else 0.0 for arm, own in zip(question.arms, ran, strict=True)]
+        ratio = sample_ratio(counts, weights)
         return {
             "arms": [
                 {
