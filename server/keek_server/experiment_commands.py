@@ -100,10 +100,17 @@ def _figures(experiment: Experiment, logged: Logged, window_us: int, settings: S
 
 
 def _new_weights(experiment: Experiment, logged: Logged, question: Question) -> dict[str, float] | None:
-    """By arm, where the experiment adapts."""
-    adaptation = experiment.definition.adaptation
+    """By running arm, where the experiment adapts; they share what they have in all. None for no change."""
+    adaptation, arms = experiment.definition.adaptation, experiment.definition.arms
     if adaptation is None:
         return None
+    stopped = {arm.name for arm in experiment.stopped_arms}
+    running = [number for number, arm in enumerate(arms) if arm.name not in stopped]
+    weights = np.array([arms[number].weight for number in running])
+    total = float(weights.sum())
+    if len(running) < 2 or not total:
+        return None
+    shares = tuple((weights / total).tolist())
     totals = user_totals(
         logged.exposures,
         logged.interactions,
@@ -112,15 +119,19 @@ def _new_weights(experiment: Experiment, logged: Logged, question: Question) -> 
         weights=question.weights,
     )
     (measure,) = (each for each in MEASURES if each.name == adaptation.metric)
-    weights = np.array([arm.weight for arm in experiment.definition.arms])
+    found = measured(totals, per_slot(measure), len(arms))
+    # The floor is a share of all arms.
+    floor = adaptation.floor * sum(arm.weight for arm in arms) / total
     new = allocate_means(
-        measured(totals, per_slot(measure), len(weights)),
-        (weights / weights.sum()).tolist(),
-        Limits(floor=adaptation.floor),
+        [found[number] for number in running],
+        shares,
+        Limits(floor=min(floor, 1.0 / len(running))),
         # Each look draws anew, and another server would draw the same.
         seed=experiment.review_time_us,
     )
-    return dict(zip([arm.name for arm in experiment.definition.arms], new, strict=True))
+    if new == shares:
+        return None
+    return {arms[number].name: share * total for number, share in zip(running, new, strict=True)}
 
 
 EXPERIMENTS: Final = Command("what the logs say of experiments", run, add_arguments)

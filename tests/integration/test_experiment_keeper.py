@@ -51,12 +51,17 @@ async def registry(database: Database) -> ExperimentRegistry:
 
 
 async def test_an_arm_that_does_harm_is_stopped_once_and_weights_follow(registry: ExperimentRegistry) -> None:
-    weights = {"control": 0.2, "slow": 0.1, "good": 0.7}
+    weights = {
+        "control": 0.2,
+        "slow": 0.1,
+        "good": 0.7,
+    }  # of which the review that stops an arm makes nothing
     reports = Reports(
         {"guardrails": [verdict("slow", "stop"), verdict("good", "unknown")], "new_weights": weights}
     )
-    for _ in range(2):
-        await keeper(registry, reports).review()
+    await keeper(registry, reports).review()
+    assert (await registry.get("watched")).weights_time_us is None
+    await keeper(registry, reports).review()
     watched = await registry.get("watched")
     assert [(arm.name, arm.reason) for arm in watched.stopped_arms] == [("slow", "slow is stop")]
     assert {arm.name: arm.weight for arm in watched.definition.arms} == weights

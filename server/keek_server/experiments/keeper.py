@@ -54,6 +54,7 @@ class ExperimentKeeper:
 
     async def _act(self, experiment: Experiment, report: Report) -> None:
         gone = {arm.name for arm in experiment.stopped_arms}
+        stopped = False
         names = [arm.name for arm in experiment.definition.arms]
         for verdict in report.figures["guardrails"]:
             if verdict["verdict"] == "stop" and verdict["arm"] not in gone | {names[CONTROL]}:
@@ -61,6 +62,9 @@ class ExperimentKeeper:
                     "experiment %s: %s is stopped: %s", experiment.id, verdict["arm"], verdict["reason"]
                 )
                 await self._registry.stop_arm(experiment.id, verdict["arm"], verdict["reason"])
+                stopped = True
+        if stopped:
+            return  # The report's weights have a share for what is stopped now.
         if experiment.definition.adaptation is not None and (weights := report.figures["new_weights"]):
             logger.info("experiment %s: new weights %s", experiment.id, weights)
             await self._registry.adapt(experiment.id, weights)
