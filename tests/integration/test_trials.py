@@ -69,7 +69,7 @@ class Releases:
     async def lost(self, release: Manifest) -> AsyncIterator[None]:
         """The user tower of a release is gone, from the repository and from Triton."""
         folder = self.settings.model_repository / "user_tower" / str(release.user_tower.version)
-        aside = folder.rename(folder.with_name("aside"))
+        aside = folder.rename(folder.with_name(f"aside-{folder.name}"))
         try:
             await self.load()
             yield
@@ -202,6 +202,25 @@ async def test_a_new_release_whose_feeds_fail_is_gone_back_from_by_one_of_two_se
             # Only one of them made a plan, and what was gone back to is not gone back from.
             await asyncio.sleep(0.5)
             assert await releases.registry.plan() == back
+
+
+async def test_a_trial_that_cannot_be_opened_keeps_nothing_else_from_being_done(
+    releases: Releases, server: Server
+) -> None:
+    live, first = server.app.live, releases.first.release_id
+    await server.feeds(releases.users)
+    await server.carried_out(await releases.registry.activate(releases.second.release_id, "new"))
+    async with releases.lost(releases.third):
+        trial = Trial(releases.third.release_id, TrialKind.CANARY, 1.0)
+        plan = await releases.registry.start_trial(trial, "broken")
+        live.pin([first])
+        await eventually(lambda: bool(live.problem))
+        await eventually(lambda: [each.release.id for each in live.served.pinned] == [first])
+        assert live.served.seq != plan.seq
+        async with releases.lost(releases.second):
+            await server.feeds(releases.users, rounds=4)
+            back = await plan_after(releases, plan.seq)
+            assert (back.release_id, back.is_rollback) == (first, True)
 
 
 async def test_a_triton_that_is_gone_is_no_reason_to_go_back(releases: Releases, server: Server) -> None:

@@ -159,9 +159,7 @@ class LiveRelease:
             self.settled.set()
             return
         try:
-            await self._while_newest(
-                plan, self._carry_out(plan) if plan.seq != self.served.seq else self._keep_ready()
-            )
+            await self._while_newest(plan, self._advance(plan))
         except KeekError as error:
             self._tell(str(error))
             raise
@@ -170,6 +168,18 @@ class LiveRelease:
             if self.served.active is not None:
                 self.settled.set()
         self._tell("")
+
+    async def _advance(self, plan: Plan) -> None:
+        if plan.seq == self.served.seq:
+            await self._keep_ready()
+            return
+        try:
+            await self._carry_out(plan)
+        except KeekError:
+            if self.current is not None:
+                # What cannot serve, a trial perhaps, is no reason to leave the rest undone.
+                await self._keep_ready()
+            raise
 
     async def _open_aside(self, release_id: str) -> ServingRelease:
         """Opens a release that nobody keeps up to date, and brings what time allows into it."""

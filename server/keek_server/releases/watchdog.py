@@ -111,9 +111,10 @@ class Watchdog:
         served = self._live.served
         if served.active is None:
             return
-        if self._plan is None or self._plan.seq != served.seq:
+        # A plan may stay undone for want of its trial: what is active is watched all the same.
+        if self._plan is None or self._plan.seq != served.seq or self._live.problem:
             plan = await self._registry.plan()
-            if plan is None or plan.seq != served.seq:
+            if plan is None or plan.release_id != served.active.release.id:
                 return
             self._plan = plan
             self._arrive(plan, served)
@@ -132,7 +133,11 @@ class Watchdog:
     async def _judge_trial(self, plan: Plan, served: Served) -> bool:
         """Whether a canary was ended."""
         trial = plan.trial
-        if trial is None or trial.kind is not TrialKind.CANARY or await self._is_blind(served.active):
+        if trial is None or trial.kind is not TrialKind.CANARY:
+            return False
+        if served.trial is None or served.trial[0].release_id != trial.release_id:
+            return False
+        if await self._is_blind(served.active):
             return False
         active = self._figures.of(plan.release_id)
         fault = self._bounds.fault(self._figures.of(trial.release_id), active)
