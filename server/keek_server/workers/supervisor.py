@@ -128,19 +128,23 @@ class Supervisor:
                     continue  # replaced in a rolling restart
                 await asyncio.wait([worker.readiness])
                 self._forget(worker)
-                self._judge(worker, how)
+                self._judge(number, how, was_ready=worker.was_ready)
                 if time.monotonic() - worker.started > _STABLE_S:
                     pause_s = shortest_s
-                logger.error("%s %s; another one is started in %.1f s", worker, how, pause_s)
-                await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, longest_s)
-                self._workers[number] = await self._start(number)
+                while self._workers[number] is worker:
+                    logger.error("%s %s; another one is started in %.1f s", worker, how, pause_s)
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, longest_s)
+                    try:
+                        self._workers[number] = await self._start(number)
+                    except OSError as error:
+                        how = f"cannot be replaced: {error}"
+                        self._judge(number, how, was_ready=False)
                 self._restarts += 1
 
-    def _judge(self, worker: Worker, how: str) -> None:
+    def _judge(self, number: int, how: str, *, was_ready: bool) -> None:
         """Gives up where nothing serves, and nothing will."""
-        number = worker.number
-        self._failures[number] = 0 if worker.was_ready else self._failures[number] + 1
+        self._failures[number] = 0 if was_ready else self._failures[number] + 1
         if self._failures[number] >= _TRIES and not self._count_serving():
             raise SetupError(
                 f"worker {number} {how} {_TRIES} times before it served, and no other serves;"
@@ -161,7 +165,12 @@ class Supervisor:
     async def _replace(self, number: int) -> bool:
         """Stops a worker as soon as a new one serves in its place; keeps it when that does not."""
         async with self._turns[number]:
-            old, new = self._workers[number], await self._start(number)
+            old = self._workers[number]
+            try:
+                new = await self._start(number)
+            except OSError as error:
+                logger.error("%s cannot be replaced, and goes on: %s", old, error)  # noqa: TRY400
+                return False
             settled = await new.readiness
             if settled is None or (old.serves and old.readiness.result() and not settled):
                 logger.error("%s does not serve as %s does, which goes on in its place", new, old)
