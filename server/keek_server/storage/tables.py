@@ -231,6 +231,17 @@ exposures = Table(
     sqlite_autoincrement=True,
 )
 
+exposure_writers = Table(
+    "exposure_writers",
+    metadata,
+    # One row of each process that writes exposures. It changes in the transaction that stores a batch, so a
+    # batch whose outcome was not told can be repeated: it is known when it is there.
+    Column("writer_id", String(32), primary_key=True),
+    # The last batch that is stored, from 1 on.
+    Column("batch", BigInteger, nullable=False),
+    Column("write_time_us", BigInteger, nullable=False),
+)
+
 experiments = Table(
     "experiments",
     metadata,
