@@ -55,6 +55,9 @@ REMOVING: dict[str, tuple[Any, str, int]] = {
 }
 """The same for a publisher that finds what another one left, of other towers."""
 
+PRUNING = "when an old model has lost its file"
+"""The same within a step: the folder of the model is still there."""
+
 
 def preflight(*_: object, **__: object) -> list[GateResult]:
     """Instead of the gates, which take seconds and have tests of their own."""
@@ -73,11 +76,14 @@ def report(*_: object) -> Path:
 
 def main(run: str, step: str) -> None:
     """Publishes, and is killed at the step."""
-    owner, name, spared = (STEPS | REMOVING)[step]
     embedding._LARGEST_BATCH = PART
     examination.preflight, examination.measure = preflight, measure
     Examination._report = report  # type: ignore[method-assign]
-    setattr(owner, name, _ended(getattr(owner, name), spared))
+    if step == PRUNING:
+        setattr(publish, "prune_versions", _cut_off(publish.prune_versions))  # noqa: B010
+    else:
+        owner, name, spared = (STEPS | REMOVING)[step]
+        setattr(owner, name, _ended(getattr(owner, name), spared))
     asyncio.run(publish.publish(TowerSource.of_run(Run(Path(run))), Settings()))
 
 
@@ -92,6 +98,14 @@ def _ended(function: Callable[..., Any], spared: int) -> Callable[..., Any]:
         return function(*arguments, **named)
 
     return end
+
+
+def _cut_off(remove: Callable[..., None]) -> Callable[..., None]:
+    def begin(*arguments: Any) -> None:
+        setattr(os, "rmdir", _ended(os.rmdir, 0))  # noqa: B010
+        remove(*arguments)
+
+    return begin
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gate_towers import ID_TABLE, user_tower, video_tower
 from onnx import save
-from publisher import PART, REMOVING, STEPS, measure, preflight, report
+from publisher import PART, PRUNING, REMOVING, STEPS, measure, preflight, report
 from tritonclient.grpc import aio as triton
 
 from keek_server.embedded import EmbeddedStack
@@ -201,6 +201,34 @@ async def test_what_a_killed_publisher_left_of_other_towers_is_removed(
         assert after.source == run.name
         assert after.user_tower.version > journal.version
         assert not (settings.release_dir / journal.release_id).exists()
+        await check_serving(settings, database)
+        await check_tidy(settings, database)
+
+
+async def test_an_old_version_that_was_removed_in_part_does_not_keep_triton_from_the_next(
+    settings: Settings, run: Run
+) -> None:
+    for _ in range(settings.releases_kept):
+        await publish(TowerSource.of_run(run), settings)
+    async with open_database(settings) as database:
+        assert await killed(settings, run, PRUNING) == -signal.SIGKILL
+        # Whenever Triton reads the repository, it finds whole versions.
+        found = {path.parent for path in settings.model_repository.glob("*_tower/*/model.onnx")}
+        assert found == {
+            path for path in settings.model_repository.glob("*_tower/*") if path.name.isdecimal()
+        }
+        await publish(TowerSource.of_run(run), settings)
+        await check_serving(settings, database)
+        await check_tidy(settings, database)
+
+
+async def test_a_version_without_its_model_is_removed_by_the_next_publish(
+    settings: Settings, run: Run
+) -> None:
+    async with open_database(settings) as database:
+        version = (await check_serving(settings, database)).user_tower.version + 1
+        (settings.model_repository / "user_tower" / str(version)).mkdir()
+        await publish(TowerSource.of_run(run), settings)
         await check_serving(settings, database)
         await check_tidy(settings, database)
 

@@ -28,6 +28,7 @@ from keek_server.storage.tables import releases
 from keek_server.towers.client import open_towers
 from keek_server.towers.contract import USER_TOWER
 from keek_training.publishing import building, embedding, examination
+from keek_training.publishing import publish as publishing
 from keek_training.publishing.embedding import embed
 from keek_training.publishing.journal import Journal
 from keek_training.publishing.kept import KeptRelease
@@ -160,6 +161,18 @@ async def test_folders_of_releases_that_are_not_kept_are_removed_and_their_rows_
     async with open_database(settings) as database, database.read() as connection:
         registered = set((await connection.execute(sa.select(releases.c.release_id))).scalars())
     assert registered >= {*ids, newest, last}
+
+
+@pytest.mark.usefixtures("light_gates")
+async def test_what_is_old_and_cannot_be_removed_does_not_fail_the_publish(
+    settings: Settings, run: TowerSource, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def not_removed(*_: object) -> None:
+        raise PermissionError("not ours")
+
+    monkeypatch.setattr(publishing, "prune_versions", not_removed)
+    assert (await publish(run, settings)).release_id == await active(settings)
+    assert "what is old stays until the next release: not ours" in caplog.text
 
 
 def test_a_repository_that_is_not_there_is_said(settings: Settings, tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ class _Publisher:
             await load_models(settings, _placed(settings.model_repository))
             if self._milvus is not None:
                 await drop_outdated(self._registry, self._milvus)
-        except KeekError as error:
+        except (KeekError, OSError) as error:
             logger.warning("what is old stays until the next release: %s", error)
 
 

@@ -21,7 +21,12 @@ from keek_server.towers.contract import MODELS
 from keek_server.videos.changes import ChangeFeed
 from keek_training.publishing.folders import remove_aside, remove_folders
 from keek_training.publishing.journal import Journal
-from keek_training.publishing.repository import MODEL_FILE, load_models, withdraw_version
+from keek_training.publishing.repository import (
+    MODEL_FILE,
+    load_models,
+    remove_broken,
+    withdraw_version,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -133,6 +138,7 @@ def _verified(folder: Path, repository: Path, milvus: Milvus | None) -> Manifest
 def _remove_halves(settings: Settings) -> None:
     for each in MODELS:
         remove_aside(settings.model_repository / each.model)
+    remove_broken(settings.model_repository)
     remove_aside(settings.release_dir)
 
 

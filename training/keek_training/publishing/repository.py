@@ -1,6 +1,7 @@
 """New versions in Triton's model repository: written aside, renamed, loaded."""
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
@@ -16,6 +17,8 @@ from keek_server.releases.manifest import TowerVersion
 from keek_server.settings import Settings
 from keek_server.towers.contract import MODELS, TowerContract
 from keek_server.towers.control import control_headers
+
+logger = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
 _RESERVED = "last_version"
@@ -102,13 +105,16 @@ def publish_folder(aside: Path, final: Path) -> None:
 
 
 def prune_versions(repository: Path, in_use: Iterable[Mapping[str, TowerVersion]], version: int) -> None:
-    """Removes the versions older than `version` that nothing uses; the next load drops them from Triton.
+    """Removes the versions up to `version` that nothing uses; the next load drops them from Triton.
 
     Args:
         repository: The model repository.
         in_use: The versions, by model, of each release that may serve, the new one included. Their
             numbers need not be the same for all models.
         version: The newest; a newer one may be another publisher's.
+
+    Raises:
+        OSError: When one cannot be removed.
     """
     used = {(model, entry.version) for release in in_use for model, entry in release.items()}
     for tower in MODELS:
@@ -116,7 +122,20 @@ def prune_versions(repository: Path, in_use: Iterable[Mapping[str, TowerVersion]
             if not folder.name.isdecimal() or int(folder.name) > version:
                 continue
             if (tower.model, int(folder.name)) not in used:
-                shutil.rmtree(folder)
+                _remove(folder)
+
+
+def remove_broken(repository: Path) -> None:
+    """Removes the versions without a file: beside one, Triton loads no version of a model.
+
+    No publisher leaves one, since a version gets and loses its number as a whole; what else empties a
+    folder may. No other publisher may be under way.
+    """
+    for tower in MODELS:
+        for folder in (repository / tower.model).glob("*"):
+            if folder.name.isdecimal() and not (folder / MODEL_FILE).is_file():
+                logger.warning("%s holds no %s and is removed", folder, MODEL_FILE)
+                _remove(folder)
 
 
 def check_versions(repository: Path, models: Mapping[str, TowerVersion]) -> None:
@@ -177,10 +196,13 @@ async def withdraw_version(settings: Settings, version: int, models: Collection[
 
 def _remove_version(repository: Path, version: int, models: Iterable[str]) -> None:
     for model in models:
-        folder = repository / model / str(version)
         with suppress(OSError):
-            # Triton may read the repository at any time: it finds the whole version, or none.
-            shutil.rmtree(folder.rename(folder.with_name(f"{version}.tmp")))
+            _remove(repository / model / str(version))
+
+
+def _remove(folder: Path) -> None:
+    """Triton may read the repository at any time: it finds the whole version, or none."""
+    shutil.rmtree(folder.rename(folder.with_name(f"{folder.name}.tmp")))
 
 
 def _has_versions(settings: Settings, model: str) -> bool:
