@@ -18,6 +18,7 @@ from keek_training.hourly.commands import loop
 from keek_training.hourly.job import MOST_TRIES, Outcome, run_round
 from keek_training.hourly.lock import alone
 from keek_training.hourly.state import STATE_FILE, LogRange, Refusal, Round, State, Step
+from keek_training.publishing.publish import HeldUpError
 
 NEW = LogRange(log_id="log", after_seq=10, last_seq=20)
 REFUSED = RefusedError(
@@ -149,6 +150,17 @@ def test_a_round_whose_base_was_rolled_back_is_dropped(tmp_path: Path) -> None:
     steps.base, steps.planned = "sunday", Round(run="b", base="sunday", new=NEW)
     assert run_round(tmp_path, steps).release_id == "release of b"
     assert "publish a" not in steps.done
+
+
+def test_a_round_that_may_not_publish_now_waits_and_the_cached_feeds_are_refreshed(tmp_path: Path) -> None:
+    steps = Recorder(planned=round_of("a"))
+    for _ in range(MOST_TRIES + 1):
+        steps.calls.clear()
+        steps.fails = {"publish": HeldUpError("release x is being tried")}
+        assert run_round(tmp_path, steps) == Outcome("", "release x is being tried", 3)
+        assert steps.calls[-2:] == ["publish", "feeds"]
+    assert run_round(tmp_path, steps) == Outcome("release of a", "", 3)
+    assert steps.refusals == [None]
 
 
 def test_a_failure_to_write_feeds_keeps_the_release(tmp_path: Path) -> None:

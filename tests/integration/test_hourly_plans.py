@@ -24,6 +24,7 @@ from keek_training.hourly.bases import choose_base, new_to, old_runs, plan_round
 from keek_training.hourly.reading import read_all, read_new
 from keek_training.hourly.state import LogRange, Refusal, Round, Step
 from keek_training.hourly.steps import HourlySteps
+from keek_training.publishing.publish import HeldUpError
 from keek_training.runs import Run
 
 
@@ -151,6 +152,24 @@ async def test_nothing_is_published_while_a_release_is_tried(database: Database,
     await registry.start_trial(Trial("r2", TrialKind.CANARY, 5.0), "try")
     await append(database, "u1", 2000, InteractionKind.LIKE)
     assert "r2 is being tried" in str(await plan_round(database, settings, None, None))
+
+
+async def test_a_round_under_way_ends_no_trial_and_overrules_no_rollback(
+    database: Database, settings: Settings
+) -> None:
+    trained(settings, "first")
+    trained(settings, "second")
+    await serve(database, "r1", "first", 1)
+    registry = await serve(database, "r2", "second", 2)
+    new = LogRange(log_id="log", after_seq=10, last_seq=20)
+    under_way = Round(run="hourly-1", base="second", new=new, step=Step.PUBLISH)
+    steps = HourlySteps(settings)
+    await registry.start_trial(Trial("r1", TrialKind.CANARY, 5.0), "try")
+    with pytest.raises(HeldUpError, match="r1 is being tried"):
+        await asyncio.to_thread(steps.publish, under_way)
+    await registry.roll_back("bad")
+    with pytest.raises(HeldUpError, match="second does not serve any more"):
+        await asyncio.to_thread(steps.publish, under_way)
 
 
 async def test_a_run_that_served_is_not_published_again_and_one_that_did_not_is(database: Database) -> None:

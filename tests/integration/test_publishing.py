@@ -18,8 +18,8 @@ from keek_server.clock import now_us
 from keek_server.embedded import EmbeddedStack
 from keek_server.errors import SetupError, UnavailableError
 from keek_server.releases.fleet import Fleet, ServerStatus
-from keek_server.releases.manifest import Manifest
-from keek_server.releases.plan import ReleaseState
+from keek_server.releases.manifest import GateResult, Manifest
+from keek_server.releases.plan import ReleaseState, Trial, TrialKind
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.releases.release import Release
 from keek_server.settings import Settings
@@ -27,13 +27,15 @@ from keek_server.storage.database import open_database
 from keek_server.storage.tables import releases
 from keek_server.towers.client import open_towers
 from keek_server.towers.contract import USER_TOWER
+from keek_training.hourly.state import LogRange, Round
+from keek_training.hourly.steps import HourlySteps
 from keek_training.publishing import building, embedding, examination
 from keek_training.publishing import publish as publishing
 from keek_training.publishing.embedding import embed
 from keek_training.publishing.journal import Journal
 from keek_training.publishing.kept import KeptRelease
 from keek_training.publishing.lock import LOCK_FILE, publishing_alone
-from keek_training.publishing.publish import Wishes, publish
+from keek_training.publishing.publish import HeldUpError, Wishes, publish
 from keek_training.publishing.repository import MODEL_FILE
 from keek_training.publishing.source import TowerSource
 
@@ -193,6 +195,39 @@ async def test_a_release_can_wait_to_be_tried(settings: Settings, run: TowerSour
         assert (await ReleaseRegistry(database).get(ready)).state is ReleaseState.READY
         await ReleaseRegistry(database).activate(ready, "tried")
     assert Release.open(settings.release_dir / ready).id == ready
+
+
+@pytest.mark.usefixtures("light_gates")
+async def test_a_trial_that_begins_while_the_hourly_job_publishes_goes_on(
+    settings: Settings, run: TowerSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported(settings.data_dir / "runs" / "monday", video_tower())
+    exported(settings.data_dir / "runs" / "hourly-1", video_tower())
+    tried = await publish(run, settings, Wishes(activate=False))
+    live = (await publish(run, settings)).release_id
+    current = Round(run="hourly-1", base="monday", new=LogRange(log_id="log", after_seq=0, last_seq=1))
+    steps = HourlySteps(settings)
+
+    async def measured(*_: object, **__: object) -> list[GateResult]:
+        async with open_database(settings) as database:
+            trial = Trial(tried.release_id, TrialKind.CANARY, 5.0)
+            await ReleaseRegistry(database).start_trial(trial, "by an engineer")
+        return preflight()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(examination, "measure", measured)
+        with pytest.raises(HeldUpError, match=r"is ready, and not active: the plan has changed"):
+            await asyncio.to_thread(steps.publish, current)
+    async with open_database(settings) as database:
+        registry = ReleaseRegistry(database)
+        plan = await registry.plan()
+        assert plan is not None
+        assert (plan.release_id, plan.trial is not None) == (live, True)
+        newest = (await registry.list(1))[0]
+        assert (newest.manifest["source"], newest.state) == ("hourly-1", ReleaseState.READY)
+        await registry.end_trial("it is over")
+    assert await asyncio.to_thread(steps.publish, current) == newest.release_id
+    assert await active(settings) == newest.release_id
 
 
 @pytest.mark.usefixtures("light_gates")

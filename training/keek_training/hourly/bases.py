@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from keek_server.errors import SetupError
 from keek_server.interactions.kinds import InteractionKind
 from keek_server.interactions.log import InteractionLog
-from keek_server.releases.plan import ReleaseState
+from keek_server.releases.plan import Plan, ReleaseState
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.settings import Settings
 from keek_server.storage.database import Database
@@ -64,9 +64,8 @@ async def plan_round(
     database: Database, settings: Settings, given: str | None, refusal: Refusal | None
 ) -> Round | str:
     """The next round, or why there is none."""
-    plan = await ReleaseRegistry(database).plan()
-    if plan is not None and plan.trial is not None:
-        return f"release {plan.trial.release_id} is being tried, and publishing would end that"
+    if trial := trial_of(await ReleaseRegistry(database).plan()):
+        return trial
     base = await choose_base(database, settings, given)
     new = await new_to(base, database)
     tried_seq = refusal.last_seq if refusal is not None and refusal.log_id == new.log_id else 0
@@ -81,6 +80,13 @@ async def plan_round(
         base=base.name if base else None,
         new=new,
     )
+
+
+def trial_of(plan: Plan | None) -> str:
+    """Why nothing may be published while a release is tried; empty when none is."""
+    if plan is None or plan.trial is None:
+        return ""
+    return f"release {plan.trial.release_id} is being tried, and publishing would end that"
 
 
 async def _with_new_index(

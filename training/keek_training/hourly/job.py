@@ -14,6 +14,7 @@ from keek_server.errors import KeekError
 from keek_training.gates.verdict import RefusedError
 from keek_training.hourly.lock import alone
 from keek_training.hourly.state import Refusal, Round, State, Step
+from keek_training.publishing.publish import HeldUpError
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Steps(Protocol):
 
         Raises:
             RefusedError: When a gate refuses it.
+            HeldUpError: When a release is tried, or the plan has changed since the round began.
         """
         ...
 
@@ -143,8 +145,14 @@ class _Job:
             steps.rank(current)
             current = self._next(current, Step.PUBLISH)
         if current.step is Step.PUBLISH:
-            current = self._begin(current)
-            current = current.model_copy(update={"release_id": steps.publish(current)})
+            waiting, current = current, self._begin(current)
+            try:
+                current = current.model_copy(update={"release_id": steps.publish(current)})
+            except HeldUpError as error:
+                logger.info("run %s is not published now: %s", current.run, error)
+                # No fault of the round: the next one goes on with it, if its base still serves then.
+                self._save(waiting)
+                return Outcome("", str(error), steps.feeds())
             current = self._next(current, Step.FEEDS)
         current = self._begin(current)
         count = steps.feeds()

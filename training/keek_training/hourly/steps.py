@@ -13,14 +13,14 @@ from keek_server.errors import KeekError
 from keek_server.experiments.attribution import WINDOW_HOURS
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.settings import Settings
-from keek_server.storage.database import open_database
+from keek_server.storage.database import Database, open_database
 from keek_server.towers.client import open_towers
 from keek_training.config import TrainConfig
-from keek_training.hourly.bases import choose_base, old_runs, plan_round, published_release
+from keek_training.hourly.bases import choose_base, old_runs, plan_round, published_release, trial_of
 from keek_training.hourly.feeds import write_cached_feeds
 from keek_training.hourly.reading import read_all, read_new
 from keek_training.hourly.state import Refusal, Round
-from keek_training.publishing.publish import publish
+from keek_training.publishing.publish import HeldUpError, Wishes, publish
 from keek_training.publishing.source import TowerSource
 from keek_training.runs import Run
 
@@ -62,8 +62,7 @@ class HourlySteps:
             async with open_database(self._settings) as database:
                 if not current.replaces and await published_release(database, current.run) is not None:
                     return True
-                base = await choose_base(database, self._settings, self._base)
-                return current.base == (base.name if base else None)
+                return await self._base_serves(current, database)
 
         return asyncio.run(is_current())
 
@@ -110,7 +109,7 @@ class HourlySteps:
 
     def publish(self, current: Round) -> str:
         """See `Steps`."""
-        return asyncio.run(self._publish(self._run(current), current.replaces))
+        return asyncio.run(self._publish(current))
 
     def feeds(self) -> int:
         """See `Steps`; none before the first release."""
@@ -127,14 +126,26 @@ class HourlySteps:
         for folder in old_runs(self._settings, kept.folder) if kept else []:
             shutil.rmtree(folder, ignore_errors=True)
 
-    async def _publish(self, run: Run, replaces: str) -> str:
+    async def _publish(self, current: Round) -> str:
+        run = self._run(current)
         async with open_database(self._settings) as database:
             done = await published_release(database, run.name)
-        if done is not None and done != replaces:
-            logger.info("run %s was published as %s", run.name, done)
-            return done
+            if done is not None and done != current.replaces:
+                logger.info("run %s was published as %s", run.name, done)
+                return done
+            # Read before what is asked of it: a plan that comes after it is not overruled.
+            plan = await ReleaseRegistry(database).plan()
+            if trial := trial_of(plan):
+                raise HeldUpError(trial)
+            if not await self._base_serves(current, database):
+                raise HeldUpError(f"{current.base} does not serve any more")
+        wishes = Wishes(after_seq=plan.seq if plan else None)
         async with self._stack() as settings:
-            return (await publish(TowerSource.of_run(run), settings)).release_id
+            return (await publish(TowerSource.of_run(run), settings, wishes)).release_id
+
+    async def _base_serves(self, current: Round, database: Database) -> bool:
+        base = await choose_base(database, self._settings, self._base)
+        return current.base == (base.name if base else None)
 
     async def _feeds(self) -> int:
         async with open_database(self._settings) as database:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from keek_server.errors import KeekError, SetupError, UnavailableError
+from keek_server.errors import FailedPreconditionError, KeekError, SetupError, UnavailableError
 from keek_server.releases.alias import point_alias
 from keek_server.releases.fleet import Fleet
 from keek_server.releases.manifest import Manifest
@@ -43,6 +43,10 @@ from keek_training.publishing.source import TowerSource
 logger = logging.getLogger(__name__)
 
 
+class HeldUpError(KeekError):
+    """What is planned by now must not be changed by a release that was begun before."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """How something is to be published."""
@@ -53,6 +57,8 @@ class Wishes:
     """Why it is published although a gate refuses it; empty when it must not."""
     activate: bool = True
     """Whether it serves everyone at once; otherwise it is ready to be tried."""
+    after_seq: int | None = None
+    """It is activated only while this is still the newest plan."""
     wait_s: float = 0.0
     """How long to wait for somebody else who publishes."""
 
@@ -62,6 +68,8 @@ async def publish(source: TowerSource, settings: Settings, wishes: Wishes = Wish
 
     Raises:
         RefusedError: When a gate refuses the release; it is registered as refused.
+        HeldUpError: When the plan is not the one of `after_seq` any more; the release stays ready, and the
+            next call with the same files activates it.
         SetupError: When somebody else publishes, the CLIP is not exported, the catalogue is empty, or
             Triton refuses a model.
         UnavailableError: When Triton, the database or Milvus fails on the way; the next call goes on.
@@ -177,7 +185,14 @@ class _Publisher:
         reason = f"published from {release.source}"
         if release.forced_reason:
             reason += f", forced: {release.forced_reason}"
-        plan = await self._registry.activate(release.release_id, reason[:512])
+        try:
+            plan = await self._registry.activate(
+                release.release_id, reason[:512], after_seq=self._wishes.after_seq
+            )
+        except FailedPreconditionError as error:
+            if self._wishes.after_seq is None:
+                raise
+            raise HeldUpError(f"release {release.release_id} is ready, and not active: {error}") from error
         Journal.remove(self._settings.release_dir)
         logger.info("release %s is active", release.release_id)
         await self._point_alias()
