@@ -2,7 +2,6 @@
 
 import asyncio
 import uuid
-from pathlib import Path
 
 import pytest
 from release_serving import manifest
@@ -11,7 +10,7 @@ from keek_server.errors import KeekError, SetupError
 from keek_server.interactions.append import Interaction
 from keek_server.interactions.kinds import InteractionKind
 from keek_server.interactions.log import InteractionLog
-from keek_server.releases.plan import Trial, TrialKind
+from keek_server.releases.plan import ReleaseState, Trial, TrialKind
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.settings import Settings
 from keek_server.storage.database import Database
@@ -20,7 +19,7 @@ from keek_server.videos.changes import ChangeFeed
 from keek_server.videos.video import Video
 from keek_training.config import FineTuning
 from keek_training.features import IS_NEW
-from keek_training.hourly.bases import choose_base, new_to, old_runs, plan_round, published_release
+from keek_training.hourly.bases import choose_base, new_to, plan_round, published_release
 from keek_training.hourly.reading import read_all, read_new
 from keek_training.hourly.state import LogRange, Refusal, Round, Step
 from keek_training.hourly.steps import HourlySteps
@@ -251,8 +250,22 @@ async def test_a_log_that_teaches_no_ranker_leaves_the_one_that_there_is(
     assert run.read_ranker() == {"refused": ""}
 
 
-def test_old_runs_of_the_job_alone_are_removed_and_never_the_base(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path, releases_kept=2)
-    names = ["latest", "hourly-1", "hourly-2", "hourly-3", "hourly-4"]
-    runs = {name: trained(settings, name) for name in names}
-    assert [path.name for path in old_runs(settings, runs["hourly-1"].folder)] == ["hourly-2"]
+async def test_old_runs_of_the_job_alone_are_removed_and_none_that_may_serve(
+    database: Database, settings: Settings
+) -> None:
+    settings = settings.model_copy(update={"releases_kept": 2})
+    for name in ["latest", *(f"hourly-{number}" for number in range(1, 8))]:
+        trained(settings, name)
+    await serve(database, "r1", "hourly-1", 1)
+    await serve(database, "r2", "hourly-2", 2)
+    # Others were refused up to this one, which is bad.
+    registry = await serve(database, "r7", "hourly-7", 7)
+    await registry.register(manifest("r5", 5).model_copy(update={"source": "hourly-5"}), ReleaseState.REFUSED)
+    assert {each.release_id for each in await registry.retire(2, ())} == {"r2", "r7"}
+    await asyncio.to_thread(HourlySteps(settings, base="hourly-3").clean_up)
+    left = {path.name for path in (settings.data_dir / "runs").iterdir()}
+    assert left == {"latest", "hourly-2", "hourly-3", "hourly-6", "hourly-7"}
+    await registry.roll_back("bad")
+    base = await choose_base(database, settings, None)
+    assert base is not None
+    assert base.name == "hourly-2"

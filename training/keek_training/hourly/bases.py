@@ -136,10 +136,16 @@ async def published_release(database: Database, run: str) -> str | None:
     return next((row.release_id for row in rows if row.manifest.get("source") == run), None)
 
 
-def old_runs(settings: Settings, kept: Path) -> list[Path]:
-    """The folders of the job's own runs, but for the newest ones and `kept`."""
+async def old_runs(database: Database, settings: Settings, given: str | None) -> list[Path]:
+    """The folders of the job's own runs, but for the newest ones and those that a round may start from.
+
+    Those are the runs of all releases that may serve, by a rollback too, and the one that is `given` instead.
+    """
+    query = sa.select(releases.c.manifest).where(releases.c.state == ReleaseState.READY)
+    async with database.read() as connection:
+        kept = {manifest.get("source") for manifest in (await connection.execute(query)).scalars()}
     runs = sorted((settings.data_dir / "runs").glob(f"{PREFIX}*"))
-    return [folder for folder in runs[: -settings.releases_kept] if folder != kept]
+    return [folder for folder in runs[: -settings.releases_kept] if folder.name not in {*kept, given}]
 
 
 def _named(source: str, settings: Settings) -> Run:

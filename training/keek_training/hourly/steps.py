@@ -5,6 +5,7 @@ import logging
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 from keek_server.clock import now_us
@@ -118,12 +119,11 @@ class HourlySteps:
     def clean_up(self) -> None:
         """See `Steps`."""
 
-        async def base() -> Run | None:
+        async def old() -> list[Path]:
             async with open_database(self._settings) as database:
-                return await choose_base(database, self._settings, self._base)
+                return await old_runs(database, self._settings, self._base)
 
-        kept = asyncio.run(base())
-        for folder in old_runs(self._settings, kept.folder) if kept else []:
+        for folder in asyncio.run(old()):
             shutil.rmtree(folder, ignore_errors=True)
 
     async def _publish(self, current: Round) -> str:
