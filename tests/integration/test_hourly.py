@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -128,6 +129,29 @@ def test_a_refused_model_is_remembered_and_the_next_round_begins_anew(tmp_path: 
     assert [each and (each.run, each.last_seq) for each in steps.refusals] == [None, ("bad", 20)]
     run_round(tmp_path, Recorder())
     assert State.load(tmp_path).refusal is None
+
+
+def test_refusals_of_a_training_and_of_an_index_are_remembered_side_by_side(tmp_path: Path) -> None:
+    trains = round_of("bad")
+    nothing = NEW.model_copy(update={"last_seq": NEW.after_seq})
+    index = Round(run="monday", base="monday", new=nothing, replaces="r1", catalogue_seq=7, step=Step.RANK)
+
+    def refusal_after(planned: Round, *, refused: bool) -> tuple[str, int, int] | None:
+        steps = Recorder(planned=planned, fails={"publish": REFUSED} if refused else {})
+        with pytest.raises(RefusedError) if refused else nullcontext():
+            run_round(tmp_path, steps)
+        left = State.load(tmp_path).refusal
+        return left and (left.run, left.last_seq, left.catalogue_seq)
+
+    assert refusal_after(trains, refused=True) == ("bad", 20, 0)
+    assert refusal_after(index, refused=True) == ("bad", 20, 7)
+    later = index.model_copy(update={"catalogue_seq": 9})
+    assert refusal_after(later, refused=False) == ("bad", 20, 7)
+    worse = trains.model_copy(update={"run": "worse", "new": NEW.model_copy(update={"last_seq": 30})})
+    assert refusal_after(worse, refused=True) == ("worse", 30, 7)
+    other = index.model_copy(update={"new": nothing.model_copy(update={"log_id": "of another log"})})
+    assert refusal_after(other, refused=True) == ("monday", 10, 7)
+    assert refusal_after(trains, refused=False) is None
 
 
 def test_what_fails_again_and_again_is_given_up(tmp_path: Path) -> None:

@@ -157,8 +157,7 @@ class _Job:
         current = self._begin(current)
         count = steps.feeds()
         steps.clean_up()
-        self._state = State()
-        self._state.save(self._folder)
+        self._released(current)
         return Outcome(current.release_id, "", count)
 
     def _begin(self, current: Round) -> Round:
@@ -178,19 +177,31 @@ class _Job:
 
     def _give_up(self, current: Round, reason: str) -> None:
         logger.warning("run %s is given up: %s", current.run, reason)
-        new = current.new
-        refusal = Refusal(
+        if current.step is Step.FEEDS:
+            # Its release serves: nothing about the model was refused.
+            self._released(current)
+            return
+        self._state = State(refusal=self._refused(current, reason))
+        self._state.save(self._folder)
+
+    def _refused(self, current: Round, reason: str) -> Refusal:
+        """What is not tried again: of the log and of the catalogue, which are refused one by one."""
+        new, earlier = current.new, self._state.refusal
+        if earlier is not None and earlier.log_id != new.log_id:
+            earlier = None
+        if current.replaces and earlier is not None:
+            return earlier.model_copy(update={"catalogue_seq": current.catalogue_seq})
+        return Refusal(
             run=current.run,
             reason=reason,
             log_id=new.log_id,
             last_seq=new.last_seq,
-            catalogue_seq=current.catalogue_seq,
+            catalogue_seq=earlier.catalogue_seq if earlier else current.catalogue_seq,
         )
-        if current.step is Step.FEEDS:
-            # Its release serves: nothing about the model was refused.
-            self._state = State()
-        else:
-            self._state = State(refusal=refusal)
+
+    def _released(self, current: Round) -> None:
+        # A new index says nothing of the training that was refused before it.
+        self._state = State(refusal=self._state.refusal if current.replaces else None)
         self._state.save(self._folder)
 
     def _refresh(self) -> None:

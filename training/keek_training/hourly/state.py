@@ -67,7 +67,7 @@ class Refusal(_Model):
     last_seq: int
     """It had read the log up to here: the same again would be refused again."""
     catalogue_seq: int = 0
-    """The same of the catalogue, where that alone was new."""
+    """The same of the catalogue, where that alone was new to an index that was refused; 0 for none."""
 
 
 class State(_Model):
@@ -76,7 +76,7 @@ class State(_Model):
     round: Round | None = None
     """Under way; None between rounds."""
     refusal: Refusal | None = None
-    """Since the last release."""
+    """Since the last release of a new run."""
 
     @classmethod
     def load(cls, folder: Path) -> "State":
