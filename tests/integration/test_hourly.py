@@ -187,10 +187,19 @@ def test_a_round_that_may_not_publish_now_waits_and_the_cached_feeds_are_refresh
     assert steps.refusals == [None]
 
 
+@pytest.mark.parametrize("step", ["plan", *STEPS[:-1]])
+def test_a_round_that_fails_refreshes_the_cached_feeds(tmp_path: Path, step: str) -> None:
+    steps = Recorder(planned=round_of("a"), fails={step: SetupError("no"), "feeds": UnavailableError("down")})
+    with pytest.raises(SetupError, match=r"^no$"):
+        run_round(tmp_path, steps)
+    assert steps.calls[-2:] == [step, "feeds"]
+
+
 def test_a_failure_to_write_feeds_keeps_the_release(tmp_path: Path) -> None:
     steps = Recorder(planned=round_of("a"), fails={"feeds": UnavailableError("Redis is down")})
     with pytest.raises(UnavailableError):
         run_round(tmp_path, steps)
+    assert steps.calls.count("feeds") == 1
     assert run_round(tmp_path, steps) == Outcome("release of a", "", 3)
     assert steps.calls.count("publish") == 1
 

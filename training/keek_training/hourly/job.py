@@ -84,7 +84,8 @@ def run_round(folder: Path, steps: Steps) -> Outcome:
     Raises:
         SetupError: When another process does the hourly job.
         RefusedError: When gates refuse the model; the cached feeds of the release that serves are new then.
-        KeekError: When a step fails; the next round begins with it.
+        KeekError: When a step fails; the next round begins with it. The cached feeds are new, too, unless
+            it was they that failed.
     """
     with alone(folder):
         return _Job(folder, steps).run()
@@ -95,14 +96,23 @@ class _Job:
         self._folder = folder
         self._steps = steps
         self._state = State.load(folder)
+        self._fed = False
+        """Whether the cached feeds were written, or could not be."""
 
     def run(self) -> Outcome:
+        try:
+            return self._run()
+        except Exception:
+            self._refresh()
+            raise
+
+    def _run(self) -> Outcome:
         current = self._resumed()
         if current is None:
             planned = self._steps.plan(self._state.refusal)
             if isinstance(planned, str):
                 logger.info("nothing is published: %s", planned)
-                return Outcome("", planned, self._steps.feeds())
+                return Outcome("", planned, self._feeds())
             current = planned
             if current.replaces:
                 logger.info("run %s again, with a new index", current.run)
@@ -112,7 +122,6 @@ class _Job:
             return self._finish(current)
         except RefusedError as error:
             self._give_up(current, str(error))
-            self._refresh()
             raise
 
     def _resumed(self) -> Round | None:
@@ -152,10 +161,10 @@ class _Job:
                 logger.info("run %s is not published now: %s", current.run, error)
                 # No fault of the round: the next one goes on with it, if its base still serves then.
                 self._save(waiting)
-                return Outcome("", str(error), steps.feeds())
+                return Outcome("", str(error), self._feeds())
             current = self._next(current, Step.FEEDS)
         current = self._begin(current)
-        count = steps.feeds()
+        count = self._feeds()
         steps.clean_up()
         self._released(current)
         return Outcome(current.release_id, "", count)
@@ -204,9 +213,15 @@ class _Job:
         self._state = State(refusal=self._state.refusal if current.replaces else None)
         self._state.save(self._folder)
 
+    def _feeds(self) -> int:
+        self._fed = True
+        return self._steps.feeds()
+
     def _refresh(self) -> None:
-        """The release that serves goes on, and so do its cached feeds."""
+        """The release that serves goes on, and so do its cached feeds: otherwise they would run out."""
+        if self._fed:
+            return
         try:
-            self._steps.feeds()
+            self._feeds()
         except KeekError as error:
             logger.warning("the cached feeds stay as they are: %s", error)
