@@ -19,6 +19,7 @@ from keek_server.videos.changes import ChangeFeed
 from keek_server.videos.video import Video
 from keek_training.config import FineTuning
 from keek_training.features import IS_NEW
+from keek_training.hourly import reading
 from keek_training.hourly.bases import choose_base, new_to, plan_round, published_release
 from keek_training.hourly.reading import read_all, read_new
 from keek_training.hourly.state import LogRange, Refusal, Round, Step
@@ -232,6 +233,24 @@ async def test_what_is_new_is_read_with_its_users_histories_and_a_sample_of_othe
     assert IS_NEW not in whole.dataset.interactions.column_names
     capped = await read_new(settings, new, FineTuning(most_new=3), seed=1)
     assert sum(capped.dataset.interactions[IS_NEW].to_pylist()) == 3
+
+
+async def test_what_comes_while_the_whole_log_is_read_is_left_to_the_next_training(
+    database: Database, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await Catalogue(database).put([Video(f"v{i}", "o", [], 1.0, "", 0) for i in range(7)])
+    await append(database, "early", 50, InteractionKind.LIKE)
+    last_seq = (await InteractionLog(database).extent()).last_seq
+
+    async def more(*_: object) -> str:
+        await append(database, "late", 5, InteractionKind.LIKE)
+        return ""
+
+    monkeypatch.setattr(reading, "next_clip_model", more)
+    whole = await read_all(settings)
+    assert whole.origin["log"]["last_seq"] == last_seq
+    assert set(whole.dataset.interactions["user_id"].to_pylist()) == {"early"}
+    assert whole.dataset.interactions.num_rows == 50
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # Keras is imported

@@ -81,7 +81,7 @@ async def read_new(settings: Settings, new: LogRange, tuning: FineTuning, seed: 
 async def _log_data(database: Database, settings: Settings, log: LogRange, rows: pa.Table | None) -> LogData:
     own = await next_clip_model(database, settings)
     reads: Callable[[str], bool] = lambda clip_model: clip_is_read(clip_model, own)  # noqa: E731
-    dataset = await load_dataset(database, reads, rows)
+    dataset = await load_dataset(database, reads, rows, last_seq=log.last_seq)
     return LogData(dataset, {"log": log.model_dump(), "clip_model": own})
 
 
