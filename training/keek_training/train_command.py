@@ -68,7 +68,8 @@ def _config(run: Run, base: Run | None, arguments: argparse.Namespace) -> "Train
     from keek_training.config import TrainConfig
     from keek_training.fine_tuning import fine_tuning_config
 
-    given = {name: getattr(arguments, name) for name in ("epochs", "seed") if getattr(arguments, name)}
+    options = {"epochs": arguments.epochs, "seed": arguments.seed}
+    given = {name: value for name, value in options.items() if value is not None}
     if arguments.fit == ALL:
         given["validation_users"] = 0
     config = TrainConfig.load(arguments.config) if arguments.config else None
