@@ -1,5 +1,9 @@
 """Page tokens."""
 
+import base64
+import struct
+import zlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +30,25 @@ def test_the_longest_token_fits_the_contract() -> None:
 @pytest.mark.parametrize("token", ["", "x", "!!!", "AAAA", "é", "a" * 500])
 def test_garbage_is_refused_by_name(token: str) -> None:
     with pytest.raises(InvalidArgumentError, match="page_token"):
+        PageToken.decode(token, "u")
+
+
+@pytest.mark.parametrize("count", [SESSION_LIMIT, SESSION_LIMIT + 200])
+def test_a_made_up_token_of_a_session_that_has_ended_is_refused(count: int) -> None:
+    token = PageToken("u", "r", tuple(range(count))).encode()
+    with pytest.raises(InvalidArgumentError, match="page_token: is not a token of this service"):
+        PageToken.decode(token, "u")
+
+
+def test_a_session_may_lack_one_video() -> None:
+    token = PageToken("u", "r", tuple(range(SESSION_LIMIT - 1)))
+    assert PageToken.decode(token.encode(), "u") == token
+
+
+def test_a_made_up_token_whose_release_is_no_text_is_refused() -> None:
+    body = base64.urlsafe_b64decode(PageToken("u", "r", (1,)).encode())[:-4].replace(b"\1r", b"\1\xff")
+    token = base64.urlsafe_b64encode(body + struct.pack("<I", zlib.crc32(body))).decode()
+    with pytest.raises(InvalidArgumentError, match="page_token: is not a token of this service"):
         PageToken.decode(token, "u")
 
 

@@ -74,3 +74,9 @@ async def test_without_a_limit_a_query_waits_as_long_as_it_takes() -> None:
         tasks = await waiting(Searcher(index, executor, max_batch=1), 3)
         index.go.set()
         assert len(await asyncio.gather(*tasks)) == 3
+
+
+@pytest.mark.parametrize("k", [0, -202])
+def test_a_query_for_nothing_is_refused_before_it_can_share_a_batch(k: int) -> None:
+    with pytest.raises(ValueError, match="k must be at least 1"):
+        Query(np.ones(4, np.float32), k)

@@ -38,7 +38,7 @@ class PageToken:
         """Reads a token that a page for `user_id` gave.
 
         Raises:
-            InvalidArgumentError: When it is damaged, or belongs to another user.
+            InvalidArgumentError: When it is damaged, no page gave it, or it belongs to another user.
         """
         try:
             raw = base64.b64decode(token, altchars=b"-_", validate=True)
@@ -46,10 +46,14 @@ class PageToken:
             if zlib.crc32(body) != checksum:
                 raise InvalidArgumentError.of("page_token", "is damaged")
             format_, user_hash, length = _HEADER.unpack_from(body)
+            release_id = body[_HEADER.size : _HEADER.size + length].decode()
             served_bytes = body[_HEADER.size + length :]
             served = struct.unpack(f"<{len(served_bytes) // 8}Q", served_bytes)
         except (binascii.Error, struct.error, ValueError) as error:
             raise InvalidArgumentError.of("page_token", "is not a token of this service") from error
         if format_ != _FORMAT or user_hash != hash_id(user_id):
             raise InvalidArgumentError.of("page_token", "belongs to another user or version")
-        return cls(user_id, body[_HEADER.size : _HEADER.size + length].decode(), served)
+        if len(served) >= SESSION_LIMIT:
+            # Anybody can make a checksum, and the page behind it would have no slots, or less than none.
+            raise InvalidArgumentError.of("page_token", "is not a token of this service")
+        return cls(user_id, release_id, served)

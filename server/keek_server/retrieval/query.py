@@ -50,6 +50,7 @@ class Query:
     vector: Float32Array
     """float32 [dimension]."""
     k: int
+    """Rows wanted; at least 1."""
     allowed: Allowed | None = None
     """Which rows may be found, by their columns; all that live by default."""
     by: str = VECTORS
@@ -58,6 +59,11 @@ class Query:
     """Which rows may not, by their ids."""
     among: Among | None = None
     """Where the allowed rows of the main part are, if that can be looked up."""
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            # Here, where it fails alone: within a search it would fail all queries of its batch.
+            raise ValueError(f"k must be at least 1, not {self.k}")
 
 
 @dataclass(frozen=True, slots=True)
