@@ -32,12 +32,15 @@ class FieldViolation:
     """Path in the request, as `interactions[3].user_id`."""
     description: str
 
+    def __str__(self) -> str:
+        return f"{self.field}: {self.description}"
+
 
 class InvalidArgumentError(KeekError):
     """The request breaks the contract."""
 
     def __init__(self, violations: list[FieldViolation]) -> None:
-        super().__init__("; ".join(f"{v.field}: {v.description}" for v in violations))
+        super().__init__("; ".join(map(str, violations)))
         self.violations = violations
 
     @classmethod

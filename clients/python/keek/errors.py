@@ -90,7 +90,7 @@ class InvalidArgumentError(CallError):
 
     @property
     def violations(self) -> tuple[FieldViolation, ...]:
-        """Every field that breaks its constraint."""
+        """Every field that breaks its constraint; where they are many, the first ones."""
         return self.details.violations
 
 

@@ -1,4 +1,12 @@
-"""The one table from domain errors to gRPC status codes, with google.rpc details."""
+"""The one table from domain errors to gRPC status codes, with google.rpc details.
+
+All of it travels in the metadata behind a call, of which gRPC takes 8 KiB: of what is longer the beginning is
+told, and how much was left out.
+"""
+
+from collections.abc import Iterable
+from itertools import accumulate
+from typing import Final
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -39,6 +47,14 @@ _CODES: tuple[tuple[type[KeekError], grpc.StatusCode, str], ...] = (
 _DOMAIN = "keek"
 DETAILS_KEY = "grpc-status-details-bin"
 
+_MESSAGE_BYTES: Final = 800
+"""In UTF-8. It is sent twice: with three bytes for each that is not plain ASCII, and again in base64."""
+_VIOLATIONS_BYTES: Final = 3000
+_FIELD_BYTES: Final = 500
+_DESCRIPTION_BYTES: Final = 1000
+_FRAMING_BYTES: Final = 3
+"""Of one message in another that is no longer than these."""
+
 Trailers = tuple[tuple[str, str | bytes], ...]
 
 Status = tuple[grpc.StatusCode, str, Trailers]
@@ -52,18 +68,47 @@ def to_status(error: KeekError) -> Status:
         reason = error.reason.value
     details: list[Message] = [ErrorInfo(reason=reason, domain=_DOMAIN)]
     if isinstance(error, InvalidArgumentError):
-        violations = [
-            BadRequest.FieldViolation(field=v.field, description=v.description) for v in error.violations
-        ]
-        details.append(BadRequest(field_violations=violations))
+        details.append(BadRequest(field_violations=_first_violations(error)))
     if isinstance(error, UnavailableError):
         delay = Duration()
         delay.FromMilliseconds(int(error.retry_after_s * 1000))
         details.append(RetryInfo(retry_delay=delay))
+    message = _message(error)
     status = status_pb2.Status(
-        code=code.value[0], message=str(error), details=[_pack(detail) for detail in details]
+        code=code.value[0], message=message, details=[_pack(detail) for detail in details]
     )
-    return code, str(error), ((DETAILS_KEY, status.SerializeToString()),)
+    return code, message, ((DETAILS_KEY, status.SerializeToString()),)
+
+
+def _first_violations(error: InvalidArgumentError) -> list[BadRequest.FieldViolation]:
+    first = [
+        BadRequest.FieldViolation(
+            field=_cut(violation.field, _FIELD_BYTES),
+            description=_cut(violation.description, _DESCRIPTION_BYTES),
+        )
+        for violation in error.violations
+    ]
+    return first[: _fitting((each.ByteSize() + _FRAMING_BYTES for each in first), _VIOLATIONS_BYTES)]
+
+
+def _message(error: KeekError) -> str:
+    if not isinstance(error, InvalidArgumentError):
+        return _cut(str(error), _MESSAGE_BYTES)
+    texts = [str(violation) for violation in error.violations]
+    count = _fitting((len(f"{text}; ".encode()) for text in texts), _MESSAGE_BYTES)
+    message = _cut("; ".join(texts[:count]), _MESSAGE_BYTES)
+    return f"{message}; and {len(texts) - count} more" if count < len(texts) else message
+
+
+def _fitting(sizes: Iterable[int], most: int) -> int:
+    """How many fit, of things of these sizes that come in turn; one at least."""
+    return max(1, sum(total <= most for total in accumulate(sizes)))
+
+
+def _cut(text: str, most: int) -> str:
+    """The text, or its beginning of about `most` bytes."""
+    content = text.encode()
+    return text if len(content) <= most else f"{content[:most].decode(errors='ignore')}..."
 
 
 def _pack(message: Message) -> Any:

@@ -25,7 +25,8 @@ class FieldRules(_message.Message):
     """The constraints of a field, declared once: beside the field, in the contract.
     The server compiles them from the descriptors when it starts and checks every
     request before a handler runs. A request that breaks one is refused with
-    INVALID_ARGUMENT and a google.rpc.BadRequest that names each field.
+    INVALID_ARGUMENT and a google.rpc.BadRequest that names each field, or the
+    first ones where they are many.
 
     A bound of an absent rule does not apply. Size bounds count UTF-8 bytes.
     """
