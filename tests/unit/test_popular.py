@@ -6,12 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from keek_server.feed.filters import BlockedOwnerFilter
 from keek_server.feed.sources import PopularSource
 from keek_server.feed.types import FeedContext, FeedQuery
 from keek_server.interactions.history import History
 from keek_server.interactions.projection import UserState
 from keek_server.releases.release import POPULAR_LIMIT, VIDEO_COLUMNS, Corpus
 from keek_server.retrieval.ids import hash_id
+from keek_server.retrieval.live import LiveIndex
 
 COUNT = 3000
 
@@ -24,10 +26,18 @@ def corpus() -> Corpus:
     return Corpus.build([f"v{n}" for n in range(COUNT)], columns, np.arange(COUNT))
 
 
-def context(corpus: Corpus, deleted: set[str], *, seen: int = 0, blocked: int = 0) -> FeedContext:
-    """Of a user who has seen so many videos, and blocked the owners of so many of the most popular ones."""
+def context(
+    corpus: Corpus, deleted: set[str], *, seen: int = 0, blocked: int = 0, given: dict[str, str] | None = None
+) -> FeedContext:
+    """Of a user who has seen so many videos, and blocked the owners of so many of the most popular ones; some
+    videos were `given` to other owners since the release was built."""
+    index = LiveIndex({}, corpus.ids, corpus.columns, fresh_columns=VIDEO_COLUMNS, fresh_limit=100)
+    for video_id, owner_id in (given or {}).items():
+        row = {name: np.zeros((1, *column.shape), column.dtype) for name, column in VIDEO_COLUMNS.items()}
+        row["owners"][0] = hash_id(owner_id)
+        index.put([video_id], row)
     serving: Any = SimpleNamespace(
-        release=SimpleNamespace(corpus=corpus), fresh=SimpleNamespace(deleted=deleted)
+        release=SimpleNamespace(corpus=corpus), fresh=SimpleNamespace(deleted=deleted, index=index)
     )
     owners = frozenset(hash_id(f"o{COUNT - 1 - n}") for n in range(blocked))
     user = UserState(History(), frozenset(f"v{COUNT - 1 - n}" for n in range(seen)))
@@ -54,6 +64,14 @@ async def test_what_is_deleted_at_the_top_is_passed_over(corpus: Corpus) -> None
 async def test_owners_that_are_blocked_are_passed_over(corpus: Corpus) -> None:
     candidates = await PopularSource().candidates(context(corpus, set(), blocked=100), 10)
     assert [candidate.video_id for candidate in candidates] == [f"v{COUNT - 101 - n}" for n in range(30)]
+
+
+async def test_owners_that_are_blocked_are_those_of_now(corpus: Corpus) -> None:
+    # v2999 is no more a blocked owner's, and v2997 is one's by now.
+    asked = context(corpus, set(), blocked=2, given={"v2999": "free", "v2997": "o2998"})
+    candidates = await PopularSource().candidates(asked, 10)
+    assert [candidate.video_id for candidate in candidates[:3]] == ["v2999", "v2996", "v2995"]
+    assert BlockedOwnerFilter().keeps(asked, candidates) == [True] * 30
 
 
 async def test_who_has_seen_the_whole_list_gets_others_instead_of_nothing(corpus: Corpus) -> None:
