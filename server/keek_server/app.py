@@ -34,6 +34,7 @@ from keek_server.interactions.projector import Projector
 from keek_server.interactions.recorder import Recorder
 from keek_server.interactions.trending import Trending
 from keek_server.interactions.users import LoggedUsers
+from keek_server.interactions.watch import TrendingWatch
 from keek_server.interactions.writer import ProjectionWriter
 from keek_server.jobs import running
 from keek_server.metrics_endpoint import metrics_endpoint
@@ -218,7 +219,11 @@ async def open_app(settings: Settings, *, worker: int | None = None) -> AsyncIte
                 upload_idle_s=settings.upload_idle_s,
             ),
             SearchServicer(Finder(live, catalogue, decoder)),
-            TrendingServicer(trending, catalogue),
+            TrendingServicer(
+                trending,
+                catalogue,
+                TrendingWatch(Slots(settings.watch_limit, "callers of WatchTrending")),
+            ),
             ReleaseServicer(
                 registry,
                 rollouts,

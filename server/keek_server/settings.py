@@ -129,7 +129,8 @@ class Settings(BaseSettings):
     upload_keep_s: Seconds = 24 * 3600.0
     """How long an upload that was cut off can go on."""
     watch_limit: Annotated[int, Field(ge=1)] = 128
-    """Callers of WatchVideo at the same time; further ones are refused."""
+    """Callers of WatchVideo at the same time, and as many of WatchTrending and of WatchReleases; further ones
+    are refused."""
     watch_poll_s: Seconds = 0.25
     """How often the database is asked for each of them."""
     clip_frames: Annotated[int, Field(ge=1, le=32)] = 8

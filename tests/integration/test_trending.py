@@ -18,6 +18,7 @@ from keek_server.interactions.kinds import InteractionKind, TrendingScope
 from keek_server.interactions.trending import Position
 from keek_server.interactions.watch import TrendingWatch
 from keek_server.settings import Settings
+from keek_server.videos.slots import Slots
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ async def test_watchers_share_one_reader_and_see_every_change(parts: Parts) -> N
         return (await parts.trending.top(100)).videos  # type: ignore[return-value]
 
     await record(parts, [event("u1", "v1")])
-    watch = TrendingWatch()
+    watch = TrendingWatch(Slots(2, "watchers"))
     watchers = [watch.lists("top", read, limit) for limit in (1, 10)]  # type: ignore[arg-type]
     assert [[v.video_id for v in await anext(watcher)] for watcher in watchers] == [["v1"], ["v1"]]
     await record(parts, [event("u2", "v2", SAVE)])
@@ -186,7 +187,7 @@ async def test_watchers_share_one_reader_and_see_every_change(parts: Parts) -> N
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     for watcher in watchers:
-        await watcher.aclose()  # type: ignore[attr-defined]
+        await watcher.aclose()
     before = reads
     await asyncio.sleep(0.6)
     assert reads <= before + 1

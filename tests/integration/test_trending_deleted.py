@@ -15,10 +15,12 @@ from keek_server.embedded.stack import EmbeddedStack
 from keek_server.feed.sources import TrendingSource
 from keek_server.feed.types import FeedContext, FeedQuery
 from keek_server.interactions.heads import TrendingHead
+from keek_server.interactions.watch import TrendingWatch
 from keek_server.retrieval.ids import hash_id
 from keek_server.rpc.trending import TrendingServicer
 from keek_server.settings import Settings
 from keek_server.videos.catalogue import Catalogue
+from keek_server.videos.slots import Slots
 from keek_server.videos.video import Video
 
 COUNT = 60
@@ -51,6 +53,11 @@ async def catalogue(parts: Parts) -> Catalogue:
 async def delete(catalogue: Catalogue, numbers: range) -> None:
     for number in numbers:
         await catalogue.delete(f"v{number:02d}", "")
+
+
+def servicer_of(parts: Parts, catalogue: Catalogue) -> TrendingServicer:
+    watch = TrendingWatch(Slots(1, "callers of WatchTrending"))
+    return TrendingServicer(parts.trending, catalogue, watch)
 
 
 def names(numbers: range) -> list[str]:
@@ -88,7 +95,7 @@ async def pages(servicer: TrendingServicer, size: int, **request: Any) -> list[l
 async def test_the_pages_of_a_list_hold_what_exists_once_and_in_order(
     parts: Parts, catalogue: Catalogue, ranking: int
 ) -> None:
-    servicer = TrendingServicer(parts.trending, catalogue)
+    servicer = servicer_of(parts, catalogue)
     everything = [id_ for page in await pages(servicer, 7, ranking=ranking) for id_ in page]
     assert sorted(everything) == names(range(COUNT))
     await delete(catalogue, range(10, 31))
@@ -104,15 +111,13 @@ async def test_where_all_is_gone_for_long_a_page_is_empty_and_its_token_goes_on(
 ) -> None:
     monkeypatch.setattr("keek_server.interactions.trending._LATER_READ", 5)
     await delete(catalogue, range(55))
-    shown = await pages(TrendingServicer(parts.trending, catalogue), 3)
+    shown = await pages(servicer_of(parts, catalogue), 3)
     assert shown[0] == []
     assert [id_ for page in shown for id_ in page] == names(range(55, 60))
 
 
 async def test_a_watched_list_loses_a_video_when_it_is_deleted(parts: Parts, catalogue: Catalogue) -> None:
-    watch = TrendingServicer(parts.trending, catalogue).WatchTrending(
-        pb.WatchTrendingRequest(page_size=3), CALLER
-    )
+    watch = servicer_of(parts, catalogue).WatchTrending(pb.WatchTrendingRequest(page_size=3), CALLER)
     first = await anext(watch)
     assert [video.video_id for video in first.videos] == names(range(3))
     await delete(catalogue, range(1))

@@ -2,11 +2,12 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 
 from keek_server.errors import UnavailableError
 from keek_server.interactions.trending import TrendingVideo
+from keek_server.videos.slots import Slots
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +50,15 @@ class _Board:
 class TrendingWatch:
     """Shares the reading of lists between those who watch them."""
 
-    def __init__(self) -> None:
+    def __init__(self, slots: Slots) -> None:
+        """
+        Args:
+            slots: The places for those who watch.
+        """
+        self._slots = slots
         self._boards: dict[str, tuple[_Board, asyncio.Task[None]]] = {}
 
-    async def lists(self, name: str, read: Read, limit: int) -> AsyncIterator[list[TrendingVideo]]:
+    async def lists(self, name: str, read: Read, limit: int) -> AsyncGenerator[list[TrendingVideo], None]:
         """The first `limit` videos of a list, at once and whenever they change, until closed.
 
         Args:
@@ -61,28 +67,30 @@ class TrendingWatch:
             limit: At most WATCHED.
 
         Raises:
+            OverloadedError: When too many watch already.
             UnavailableError: When the list cannot be read at the start.
         """
-        videos = await read()
-        if name not in self._boards:
-            board = _Board(read, videos)
-            self._boards[name] = board, asyncio.create_task(board.follow(), name=f"watch {name}")
-        board, task = self._boards[name]
-        board.watchers += 1
-        try:
-            await board.put(videos)
-            while True:
-                videos = board.videos[:limit]
-                yield videos
-                async with board.changed:
-                    while _ids(board.videos[:limit]) == _ids(videos):
-                        await board.changed.wait()
-        finally:
-            board.watchers -= 1
-            if not board.watchers:
-                self._boards.pop(name, None)
-                task.cancel()
-                await asyncio.wait([task])
+        with self._slots.take():
+            videos = await read()
+            if name not in self._boards:
+                board = _Board(read, videos)
+                self._boards[name] = board, asyncio.create_task(board.follow(), name=f"watch {name}")
+            board, task = self._boards[name]
+            board.watchers += 1
+            try:
+                await board.put(videos)
+                while True:
+                    videos = board.videos[:limit]
+                    yield videos
+                    async with board.changed:
+                        while _ids(board.videos[:limit]) == _ids(videos):
+                            await board.changed.wait()
+            finally:
+                board.watchers -= 1
+                if not board.watchers:
+                    self._boards.pop(name, None)
+                    task.cancel()
+                    await asyncio.wait([task])
 
 
 def _ids(videos: list[TrendingVideo]) -> list[str]:

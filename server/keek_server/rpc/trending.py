@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing
 
 from keek.v1 import trending_service_pb2 as pb
 from keek.v1 import trending_service_pb2_grpc
@@ -20,10 +21,10 @@ _RISING = pb.TrendingRanking.TRENDING_RANKING_RISING
 class TrendingServicer(trending_service_pb2_grpc.TrendingServiceServicer):
     """See proto/keek/v1/trending_service.proto."""
 
-    def __init__(self, trending: Trending, catalogue: Catalogue) -> None:
+    def __init__(self, trending: Trending, catalogue: Catalogue, watch: TrendingWatch) -> None:
         self._trending = trending
         self._known = catalogue.briefs
-        self._watch = TrendingWatch()
+        self._watch = watch
 
     async def ListTrending(
         self, request: pb.ListTrendingRequest, _context: Context
@@ -57,14 +58,17 @@ class TrendingServicer(trending_service_pb2_grpc.TrendingServiceServicer):
 
         before: dict[str, None] = {}
         name = f"{'rising' if is_rising else 'top'} {scope}"
-        async for videos in self._watch.lists(name, read, request.page_size or _DEFAULT_PAGE_SIZE):
-            now = dict.fromkeys(video.video_id for video in videos)
-            yield pb.WatchTrendingResponse(
-                videos=_encode(videos),
-                entered_video_ids=[video_id for video_id in now if video_id not in before],
-                left_video_ids=[video_id for video_id in before if video_id not in now],
-            )
-            before = now
+        limit = request.page_size or _DEFAULT_PAGE_SIZE
+        # Closed at once: who is gone must not keep a place.
+        async with aclosing(self._watch.lists(name, read, limit)) as lists:
+            async for videos in lists:
+                now = dict.fromkeys(video.video_id for video in videos)
+                yield pb.WatchTrendingResponse(
+                    videos=_encode(videos),
+                    entered_video_ids=[video_id for video_id in now if video_id not in before],
+                    left_video_ids=[video_id for video_id in before if video_id not in now],
+                )
+                before = now
 
     def _scope(self, request: pb.ListTrendingRequest | pb.WatchTrendingRequest) -> str:
         kind = request.WhichOneof("scope")
