@@ -3,6 +3,7 @@
 import base64
 import struct
 import zlib
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from keek_server.errors import InvalidArgumentError
 from keek_server.feed.paging import SESSION_LIMIT, PageToken
-from keek_server.rpc.tokens import decode_token, encode_token
+from keek_server.rpc.tokens import decode_offset, decode_position, decode_token, encode_token
 
 
 @given(
@@ -72,6 +73,13 @@ def test_another_users_token_is_refused() -> None:
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
 def test_positions_of_plain_lists_survive(position: str) -> None:
     assert decode_token(encode_token(position)) == position
+
+
+@pytest.mark.parametrize("token", ["é", "不", "a", "!!!!", "_w==", "////"])
+@pytest.mark.parametrize("decode", [decode_token, decode_position, lambda token: decode_offset(token, 100)])
+def test_garbage_for_a_plain_list_is_refused_by_name(decode: Callable[[str], object], token: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="page_token: is not a token of this service"):
+        decode(token)
 
 
 @pytest.mark.parametrize("position", ["\0", "v1\0", "v\0001"])
