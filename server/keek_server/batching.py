@@ -31,7 +31,8 @@ class Batcher(Generic[Item, Result]):
     ) -> None:
         """
         Args:
-            run: Answers a batch, one result an item, in order. Its exception reaches every caller.
+            run: Answers a batch, one result an item, in order. Its exception reaches every caller, and a
+                RuntimeError where there are more or fewer results.
             max_weight: The largest sum of weights in a batch; a heavier item goes alone.
             max_waiting: Items that may wait before further ones are refused.
             max_delay_s: The longest that an item waits for its batch to begin.
@@ -87,7 +88,7 @@ class Batcher(Generic[Item, Result]):
 
     async def _answer(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
         try:
-            results = await self._run([item for item, _ in batch])
+            results = await self._results([item for item, _ in batch])
         except Exception as error:  # noqa: BLE001 - it belongs to the callers, and reaches each of them
             for _, future in batch:
                 if not future.done():
@@ -96,3 +97,9 @@ class Batcher(Generic[Item, Result]):
         for (_, future), result in zip(batch, results, strict=True):
             if not future.done():
                 future.set_result(result)
+
+    async def _results(self, items: list[Item]) -> Sequence[Result]:
+        results = await self._run(items)
+        if len(results) != len(items):
+            raise RuntimeError(f"{len(results)} results for a batch of {len(items)}")
+        return results

@@ -76,6 +76,20 @@ async def test_a_failed_batch_reaches_all_its_callers_and_no_others() -> None:
     assert results[2] == 6
 
 
+@pytest.mark.parametrize("count", [0, 1, 3])
+async def test_a_batch_with_another_number_of_results_fails_and_the_next_does_not(count: int) -> None:
+    async def run(items: list[int]) -> list[int]:
+        return items if 13 not in items else [0] * count
+
+    batcher = Batcher(run, max_weight=2, max_waiting=10)
+    async with asyncio.timeout(60):
+        results = await asyncio.gather(*(batcher.submit(i) for i in (1, 13, 3)), return_exceptions=True)
+        assert [str(result) for result in results[:2]] == [f"{count} results for a batch of 2"] * 2
+        assert isinstance(results[0], RuntimeError)
+        assert results[2] == 3
+        assert await batcher.submit(4) == 4
+
+
 async def test_too_many_waiting_calls_are_refused() -> None:
     recorder = Recorder()
     recorder.gate.clear()

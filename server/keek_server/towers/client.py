@@ -172,6 +172,18 @@ class TowerClient:
         return str(metadata.version)
 
 
+def check_shape(vectors: Float32Array, shape: tuple[int, ...], tower: TowerContract, version: int) -> None:
+    """Of an answer that is shared out by its rows.
+
+    Raises:
+        UnavailableError: It has another shape.
+    """
+    if vectors.shape != shape:
+        raise UnavailableError(
+            f"{tower.model} version {version} gave vectors {list(vectors.shape)}, not {list(shape)}"
+        )
+
+
 @contextmanager
 def _translated(failed: str) -> Iterator[None]:
     """What Triton, or the way to it, fails with inside becomes an UnavailableError that says what failed."""

@@ -8,8 +8,8 @@ import numpy as np
 
 from keek_server.batching import Batcher
 from keek_server.breaker import Breaker
-from keek_server.towers.client import TowerClient
-from keek_server.towers.contract import USER_TOWER
+from keek_server.towers.client import TowerClient, check_shape
+from keek_server.towers.contract import DIMENSION, USER_TOWER
 from keek_server.towers.features import Float32Array, Int32Array, Tensors, user_features
 from keek_server.towers.kept import KeptVectors
 
@@ -55,14 +55,14 @@ async def background_vectors(towers: TowerClient, version: int, users: Sequence[
         float32 [n, DIMENSION].
 
     Raises:
-        UnavailableError: Triton is gone, late or refuses.
+        UnavailableError: Triton is gone, late or refuses, or its answer does not fit.
     """
     vectors = np.empty((len(users), *USER_TOWER.output.shape), np.float32)
     for start in range(0, len(users), _BACKGROUND_ROWS):
         batch = users[start : start + _BACKGROUND_ROWS]
-        vectors[start : start + len(batch)] = await towers.vectors(
-            USER_TOWER, version, user_batch(batch), deadline_s=_BACKGROUND_DEADLINE_S
-        )
+        own = await towers.vectors(USER_TOWER, version, user_batch(batch), deadline_s=_BACKGROUND_DEADLINE_S)
+        check_shape(own, (len(batch), DIMENSION), USER_TOWER, version)
+        vectors[start : start + len(batch)] = own
     return vectors
 
 
@@ -94,7 +94,7 @@ class UserVectors:
         """The vector of one user: float32 [DIMENSION].
 
         Raises:
-            UnavailableError: When Triton does not answer, or too many wait.
+            UnavailableError: When Triton does not answer, its answer does not fit, or too many wait.
         """
         self._breaker.check(lambda: self._batcher.submit(inputs))
         return await self._batcher.submit(inputs)
@@ -108,4 +108,5 @@ class UserVectors:
             vectors = await self._towers.vectors(
                 USER_TOWER, self._version, user_batch(batch), deadline_s=self._deadline_s
             )
+            check_shape(vectors, (len(batch), DIMENSION), USER_TOWER, self._version)
         return list(vectors)
