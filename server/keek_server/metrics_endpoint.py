@@ -14,15 +14,15 @@ WORKERS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 @contextmanager
 def metrics_endpoint(address: str, registry: CollectorRegistry = REGISTRY) -> Iterator[None]:
-    """Answers on host:port, in a thread of its own, while the block runs.
+    """Answers on host:port, in a thread of its own, while the block runs; IPv6 is written `[::1]:9100`.
 
     Raises:
         SetupError: When the address cannot be bound.
     """
     host, _, port = address.rpartition(":")
     try:
-        server, thread = start_http_server(int(port), host, registry)
-    except (OSError, ValueError) as error:
+        server, thread = start_http_server(int(port), host.strip("[]"), registry)
+    except (OSError, ValueError, OverflowError) as error:
         raise SetupError(f"cannot listen on {address}: {error} (KEEK_METRICS_LISTEN)") from error
     try:
         yield
