@@ -39,8 +39,6 @@ start_server() {
     echo "no server serves feeds there: starting one at $address, its log in $log"
     KEEK_LISTEN=$address KEEK_METRICS_LISTEN=$metrics .venv/bin/keek-server up > "$log" 2>&1 &
     server=$!
-    trap stop_server EXIT
-    trap 'exit 130' INT TERM
     local deadline=$((SECONDS + UP_S))
     until serves; do
         if ! kill -0 "$server" 2> /dev/null; then
@@ -56,13 +54,24 @@ start_server() {
     done
 }
 
+# What runs beside the script ignores Ctrl-C.
+interrupted() {
+    kill $(jobs -p) 2> /dev/null || true
+    exit 130
+}
+trap stop_server EXIT
+trap interrupted INT TERM
+
 # load NAME CONFIG [OPTION...]
 load() {
     local name=$1 config=$2
     shift 2
     echo "running $name"
-    timeout "$LIMIT_S" "$ghz" --config "$CONFIGS/$config.json" --name "$name" \
-        --format json --output "$REPORTS/$name.json" "$@" "$address"
+    # In this script's process group: Ctrl-C is for ghz, too.
+    local run=(timeout --foreground "$LIMIT_S" "$ghz" --config "$CONFIGS/$config.json" --name "$name"
+        --format json --output "$REPORTS/$name.json" "$@" "$address")
+    # Beside the script it takes the place of the shell, which would die alone.
+    if [[ $BASHPID == "$$" ]]; then "${run[@]}"; else exec "${run[@]}"; fi
 }
 
 ghz=$("$CONFIGS/install.sh")

@@ -1,10 +1,13 @@
 """The load-test configurations: they ask for what the contract has, of this machine, and end."""
 
+import asyncio
 import importlib.util
 import json
+import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +15,12 @@ from typing import Any
 
 import pytest
 from google.protobuf import descriptor_pool, json_format, message_factory
+from patience import eventually
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 
 import keek
 from keek.v1 import feed_service_pb2, interaction_service_pb2, search_service_pb2
+from keek_server.embedded.procfs import process_status
 from keek_server.rpc.rules import RuleChecker
 
 KIT = Path(__file__).parents[2] / "clients" / "ghz"
@@ -86,6 +91,37 @@ def test_a_config_loads_this_machine_alone_and_ends(config: dict[str, Any]) -> N
 def test_the_script_runs_every_config() -> None:
     script = (KIT / "run.sh").read_text("utf-8")
     assert {config for _, config in re.findall(r"\bload ([a-z_]+) ([a-z_]+)", script)} == set(CONFIGS)
+
+
+@pytest.mark.parametrize("sleeps", ["record_interaction", "day_*"])
+async def test_ctrl_c_ends_the_load(tmp_path: Path, sleeps: str) -> None:
+    """Where a server runs already; a ghz of which some runs do not end takes the place of the real one."""
+    kit, python, ghz = tmp_path / "clients" / "ghz", tmp_path / ".venv" / "bin" / "python", tmp_path / "ghz"
+    began = tmp_path / "began"
+    for path, text in (
+        (kit / "run.sh", (KIT / "run.sh").read_text("utf-8")),
+        (kit / "install.sh", f"#!/bin/bash\necho {ghz}\n"),
+        (python, "#!/bin/bash\n"),
+        (ghz, f"#!/bin/bash\n[[ $4 != {sleeps} ]] || {{ echo $$ >> {began}; exec sleep 1000; }}\n"),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+        path.chmod(0o755)
+    process = await asyncio.create_subprocess_exec(
+        kit / "run.sh", stdout=asyncio.subprocess.DEVNULL, process_group=0
+    )
+    count = 1 if sleeps == "record_interaction" else 3
+    await eventually(lambda: began.exists() and len(began.read_text("utf-8").split()) == count)
+    os.killpg(process.pid, signal.SIGINT)
+    async with asyncio.timeout(60):
+        assert await process.wait() == 130
+    runs = list(map(int, began.read_text("utf-8").split()))
+    await eventually(lambda: not any(map(runs_on, runs)))
+
+
+def runs_on(pid: int) -> bool:
+    status = process_status(pid)
+    return status is not None and status.state != "Z"
 
 
 def test_a_mixed_day_does_not_wait_for_answers_and_its_parts_end_together() -> None:
