@@ -7,7 +7,7 @@ in the code reads the environment.
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from keek_server.interactions.kinds import InteractionKind, TrendingScope
@@ -15,6 +15,14 @@ from keek_server.retrieval.kinds import ChosenKind, GpuKind
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Field(gt=0.0)]
+
+
+def _kind(name: object) -> object:
+    """A kind by its name, in any case; numbers stay as they are."""
+    return InteractionKind.__members__.get(name.upper(), name) if isinstance(name, str) else name
+
+
+NamedKind = Annotated[InteractionKind, BeforeValidator(_kind)]
 
 
 class Settings(BaseSettings):
@@ -221,13 +229,14 @@ class Settings(BaseSettings):
     rising_min_score: Annotated[float, Field(ge=0.0)] = 3.0
     """The least weight, decayed by the short half-life, that makes a video rise: a single
     interaction with a video that nobody knew is no rise."""
-    interaction_weights: dict[InteractionKind, float] = {
+    interaction_weights: dict[NamedKind, float] = {
         InteractionKind.LIKE: 1.0,
         InteractionKind.SAVE: 2.0,
         InteractionKind.SHARE: 2.0,
         InteractionKind.VIEW: 0.1,
     }
-    """Weight of each kind in trending; a kind that is not named weighs nothing."""
+    """Weight of each kind in trending; a kind that is not named weighs nothing. As JSON:
+    `{"like": 1.0, "share": 2.0}`."""
 
     # -- the index --------------------------------------------------------------------------------
     index_exact_below: Annotated[int, Field(ge=0)] = 20_000
