@@ -3,6 +3,9 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 MAKEFLAGS += --no-builtin-rules
+comma := ,
+# Where downloads go through a proxy, what runs here is still asked directly.
+export no_proxy := $(if $(no_proxy)$(NO_PROXY),$(or $(no_proxy),$(NO_PROXY))$(comma))localhost,127.0.0.1
 
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -30,7 +33,8 @@ help: ## this list
 setup: .venv/.ready .venv-triton/.ready ## both environments: Keek's and Triton's
 
 .venv/.ready: requirements/dev.lock requirements/uv.lock pyproject.toml
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@# Its python is there before its pip.
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --require-hashes -r requirements/uv.lock
 	@$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.lock \
 		$(if $(wildcard .venv/.clip-ready),requirements/clip.lock)

@@ -109,3 +109,10 @@ async def test_the_health_check_says_whether_a_service_takes_calls(service: str,
 
 async def test_the_health_check_fails_when_nothing_listens() -> None:
     assert await check_health(free_port(), "serving") == 1
+
+
+async def test_the_health_check_asks_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where every container is given one."""
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    await test_the_health_check_says_whether_a_service_takes_calls("serving", 0)

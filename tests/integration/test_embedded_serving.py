@@ -1,6 +1,8 @@
 """The embedded Triton serves ONNX models with the committed configuration, and guards its control API."""
 
 import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from keek_server.embedded import EmbeddedStack
+from keek_server.embedded.ports import free_port
 from keek_server.settings import Settings
 from keek_server.towers.contract import USER_TOWER, VIDEO_TOWER, TensorSpec, TowerContract
 from keek_server.towers.control import CONTROL_HEADER, control_headers
@@ -178,3 +181,26 @@ async def test_the_control_api_is_refused_without_the_token(
             with pytest.raises(InferenceServerException, match="restricted"):
                 await call
         assert await client.is_server_ready(client_timeout=5.0)
+
+
+REACHES_TRITON = """
+import asyncio
+import os
+import sys
+from keek_server.settings import Settings
+from keek_server.towers.client import open_towers
+
+async def main():
+    async with open_towers(Settings()):
+        pass
+
+asyncio.run(main())
+"""
+
+
+async def test_no_proxy_of_the_environment_is_asked_for_triton(serving: EmbeddedStack) -> None:
+    proxy = f"http://127.0.0.1:{free_port()}"
+    variables = {name: value for name, value in os.environ.items() if name != "no_proxy"}
+    variables |= {"http_proxy": proxy, "KEEK_TRITON_URL": str(serving.settings.triton_url)}
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", REACHES_TRITON, env=variables)
+    assert await process.wait() == 0

@@ -30,11 +30,11 @@ def test_the_default_policy_retries_unavailable_calls_of_all_methods_but_uploads
 
 def test_without_a_retry_policy_nothing_is_retried_and_addresses_still_take_turns() -> None:
     assert json.loads(service_config(None)) == {"loadBalancingConfig": [{"round_robin": {}}]}
-    assert dict(channel_options(None))["grpc.enable_retries"] == 0
+    assert dict(channel_options("keek:1", None))["grpc.enable_retries"] == 0
 
 
 def test_message_sizes_and_reconnection_are_bounded() -> None:
-    options = dict(channel_options(keek.RetryPolicy()))
+    options = dict(channel_options("keek:1", keek.RetryPolicy()))
     for name in (
         "grpc.max_send_message_length",
         "grpc.max_receive_message_length",
@@ -44,8 +44,29 @@ def test_message_sizes_and_reconnection_are_bounded() -> None:
         assert int(options[name]) > 0
 
 
+@pytest.mark.parametrize(
+    ("target", "is_local"),
+    [
+        ("localhost:50051", True),
+        ("127.0.0.1:50051", True),
+        ("[::1]:50051", True),
+        ("dns:///localhost:50051", True),
+        ("ipv4:127.0.0.1:50051", True),
+        ("keek.internal:50051", False),
+        ("localhost.example:50051", False),
+        ("ipv4:10.0.0.1:50051,127.0.0.1:50051", False),
+    ],
+)
+def test_a_proxy_is_not_asked_for_this_machine(target: str, *, is_local: bool) -> None:
+    assert (dict(channel_options(target, None)).get("grpc.enable_http_proxy") == 0) is is_local
+    chosen = channel_options(target, None, {"grpc.enable_http_proxy": 1})
+    assert dict(chosen)["grpc.enable_http_proxy"] == 1
+
+
 def test_a_channel_option_is_overridden_by_its_name_alone() -> None:
-    options = dict(channel_options(keek.RetryPolicy(), {"grpc.keepalive_time_ms": 60_000, "grpc.more": 1}))
+    options = dict(
+        channel_options("keek:1", keek.RetryPolicy(), {"grpc.keepalive_time_ms": 60_000, "grpc.more": 1})
+    )
     assert options["grpc.keepalive_time_ms"] == 60_000
     assert options["grpc.more"] == 1
     unchanged = set(DEFAULT_OPTIONS) - {"grpc.keepalive_time_ms"}

@@ -127,6 +127,10 @@ DEFAULT_OPTIONS: Final[Mapping[str, int | str]] = {
 """gRPC's channel arguments, each overridable by its name."""
 
 
+_LOCAL: Final = re.compile(r"(\w+:/*)?(localhost|127(\.\d+){3}|\[::1\])(:\d+)?")
+"""Targets that no proxy can reach: to it they would be itself."""
+
+
 def service_config(retry: RetryPolicy | None) -> str:
     """gRPC's service config as JSON: round robin over all addresses, and the retries.
 
@@ -151,10 +155,11 @@ def service_config(retry: RetryPolicy | None) -> str:
 
 
 def channel_options(
-    retry: RetryPolicy | None, overrides: Mapping[str, int | str] | None = None
+    target: str, retry: RetryPolicy | None, overrides: Mapping[str, int | str] | None = None
 ) -> list[tuple[str, int | str]]:
     """Channel arguments for `grpc.insecure_channel` and its kin; `overrides` win."""
     own: dict[str, int | str] = {
+        **({"grpc.enable_http_proxy": 0} if _LOCAL.fullmatch(target) else {}),
         "grpc.enable_retries": int(retry is not None),
         "grpc.service_config": service_config(retry),
     }

@@ -74,7 +74,8 @@ class BaseConnection(abc.ABC, Generic[Channel, Stubs]):
                 experiment; sent with no others. Without TLS whoever can read the network can read it.
             retry: When calls are made again; None means never.
             timeouts: Deadlines of calls that give no `timeout_s`.
-            options: gRPC channel arguments by name, over `keek.channel.DEFAULT_OPTIONS`.
+            options: gRPC channel arguments by name, over `keek.channel.DEFAULT_OPTIONS`. The proxy of
+                `http_proxy` and its kin, which gRPC takes, is not asked for `localhost` and 127.0.0.1.
 
         Raises:
             ValueError: `admin_token` is empty, or has characters that no token has.
@@ -84,7 +85,7 @@ class BaseConnection(abc.ABC, Generic[Channel, Stubs]):
         self._admin: Final = None if admin_token is None else bearer_metadata(admin_token)
         self._timeouts: Final = timeouts
         self._retry: Final = retry
-        self._options: Final = channel_options(retry, options)
+        self._options: Final = channel_options(target, retry, options)
         self._opened: tuple[Channel, Stubs] | None = None
         self._closed = False
         self._lock: Final = threading.Lock()

@@ -11,6 +11,7 @@ from keek_server.embedded import procfs
 from keek_server.embedded.ports import HOST, free_port
 from keek_server.embedded.service import Command
 from keek_server.embedded.triton_environment import TritonEnvironment
+from keek_server.towers.channel import DIRECT
 from keek_server.towers.control import CONTROL_KEY, CONTROL_PROTOCOLS, control_headers
 
 logger = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ logger = logging.getLogger(__name__)
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory is; nothing is made here
 _PROBE_TIMEOUT_S = 1.0
 # A probe must not inherit the reconnect pause of the probe before.
-_PROBE_CHANNEL = [("grpc.use_local_subchannel_pool", 1)]
+_PROBE_CHANNEL = [DIRECT, ("grpc.use_local_subchannel_pool", 1)]
 
 
 class EmbeddedTriton:

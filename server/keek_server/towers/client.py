@@ -13,6 +13,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 from keek_server.errors import FailedPreconditionError, SetupError, UnavailableError
 from keek_server.settings import Settings
 from keek_server.startup import wait_until_ready
+from keek_server.towers.channel import DIRECT
 from keek_server.towers.contract import TensorSpec, TowerContract
 from keek_server.towers.control import control_headers
 from keek_server.towers.features import Float32Array, Tensors
@@ -20,6 +21,7 @@ from keek_server.towers.features import Float32Array, Tensors
 _CHECK_DEADLINE_S = 2.0
 _LOAD_DEADLINE_S = 120.0
 _CHANNEL = (
+    DIRECT,
     # A Triton that was restarted is found again at once, not after gRPC's usual minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     # Also how long one attempt may take: gRPC's 20 s would outlast what keeps packets away.

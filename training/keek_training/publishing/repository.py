@@ -15,6 +15,7 @@ from keek_server.errors import KeekError, SetupError, UnavailableError
 from keek_server.files import sha256_of, sync, written_aside
 from keek_server.releases.manifest import TowerVersion
 from keek_server.settings import Settings
+from keek_server.towers.channel import DIRECT
 from keek_server.towers.contract import MODELS, TowerContract
 from keek_server.towers.control import control_headers
 
@@ -217,7 +218,7 @@ async def load_models(settings: Settings, models: Collection[str]) -> None:
         UnavailableError: When it cannot be reached, or is late.
     """
     headers = control_headers(settings.triton_control_token)
-    async with triton.InferenceServerClient(settings.triton_url) as client:
+    async with triton.InferenceServerClient(settings.triton_url, channel_args=[DIRECT]) as client:
         for model in models:
             try:
                 # A model without any version cannot be loaded: nothing uses it then.
