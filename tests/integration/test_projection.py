@@ -16,6 +16,7 @@ from redis.asyncio.client import Pipeline
 from keek_server.embedded.stack import EmbeddedStack
 from keek_server.errors import UnavailableError
 from keek_server.interactions import writer as writer_module
+from keek_server.interactions.projection import Projection
 
 
 @pytest.fixture
@@ -107,6 +108,23 @@ async def test_readers_are_refused_until_the_first_generation_is_complete(parts:
         await parts.projection.user("u1")
     await writer.publish(lease.token, number)
     assert (await parts.projection.user("u1")).seen == {"v1"}
+
+
+@pytest.mark.parametrize("known", ["0", "7"])
+async def test_reads_at_once_that_learn_of_a_generation_together_all_have_its_rows(
+    parts: Parts, known: str
+) -> None:
+    """As on a server that has just started, or whose generation was replaced under traffic."""
+    await parts.log.append([event("u1", f"v{i}", VIEW) for i in range(3)])
+    await project(parts)
+    fresh = Projection(parts.redis, parts.keys, deadline_s=parts.settings.redis_deadline_s)
+    fresh._generation = known
+    state, watermark, *histories = await asyncio.gather(
+        fresh.user("u1"), fresh.watermark(), *(fresh.histories(["u1"], 5) for _ in range(4))
+    )
+    assert state.seen == {"v0", "v1", "v2"}
+    assert watermark == 3
+    assert [[len(history) for history in read] for read in [[state.history], *histories]] == [[3]] * 5
 
 
 async def test_reads_that_wait_go_together_and_a_refused_one_is_nobody_elses(

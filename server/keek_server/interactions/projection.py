@@ -135,7 +135,9 @@ class Projection:
         for _ in range(_TRIES):
             pipeline = self._redis.pipeline(transaction=False)
             pipeline.get(self._keys.current)
-            prefix = self._keys.generation(self._generation)
+            # As it is asked for: another read may learn of a newer one before this one's answer is here.
+            generation = self._generation
+            prefix = self._keys.generation(generation)
             ends = [len(pipeline)]
             for queue in queues:
                 queue(pipeline, prefix)
@@ -147,7 +149,7 @@ class Projection:
                 raise UnavailableError("Redis does not answer") from current
             if current is None:
                 raise UnavailableError("Redis holds no complete projection: it is being built")
-            if current == self._generation:
+            if current == generation:
                 return [_of_one(answers[start:end]) for start, end in pairwise(ends)]
             self._generation = current
         raise UnavailableError("the projection is being replaced")
