@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from background import beside
+from patience import eventually
 
-from keek_server.errors import BadMediaError, MediaProblem, UnavailableError
+from keek_server.errors import BadMediaError, MediaProblem, NotFoundError, UnavailableError
 from keek_server.settings import Settings
 from keek_server.storage import tables
-from keek_server.storage.database import Database
+from keek_server.storage.database import Database, open_database
 from keek_server.videos import embedder as embedder_module
 from keek_server.videos.catalogue import Catalogue
 from keek_server.videos.changes import advance_clock
@@ -235,6 +236,55 @@ async def test_a_video_that_is_deleted_while_clip_looks_at_it_stays_deleted(
     await asyncio.gather(*embedder._running)
     assert await catalogue.page(after="", owner_id="", limit=10) == []
     assert await catalogue.clip_vector("a") is None
+
+
+async def test_a_video_that_is_deleted_while_a_new_clip_queues_it_is_not_queued(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    """The deletion is as good as done, but for its COMMIT. On SQLite no two write at the same time."""
+    settings = Settings(data_dir=tmp_path, database_url=postgres_url, sql_deadline_s=60.0)
+    async with open_database(settings) as database:
+        await store(database, "a", state=VideoState.READY)
+        waits = sa.text(
+            "SELECT count(*) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+
+        async def wait(count: int) -> bool:
+            ((waiting_count,),) = await database.rows(waits)
+            return bool(waiting_count == count)
+
+        async with database.write() as connection:
+            # Where a deletion writes last.
+            await connection.execute(sa.text("LOCK TABLE files_to_remove IN EXCLUSIVE MODE"))
+            deleting = asyncio.create_task(Catalogue(database).delete("a", ""))
+            await eventually(lambda: wait(1))
+            queueing = asyncio.create_task(EmbeddingQueue(database).add_unread("large@2"))
+
+            async def is_past_or_waits() -> bool:
+                return queueing.done() or await wait(2)
+
+            await eventually(is_past_or_waits)
+        await asyncio.gather(deleting, queueing)
+        assert await waiting(database) == []
+
+
+@pytest.mark.usefixtures("working")
+async def test_a_deleted_video_that_is_queued_stays_deleted(
+    database: Database, catalogue: Catalogue, queue: EmbeddingQueue, world: World
+) -> None:
+    left = replace(await store(database, "a"), lease_until_us=0)
+    await catalogue.delete("a", "")
+    async with database.write() as connection:
+        await connection.execute(tables.embedding_queue.insert().values(left.as_row()))
+    await store(database, "b", lease=False)
+    await is_ready(catalogue, "b")
+    assert world.decoded == 1
+    assert not await queue.finish(left, ClipVector("small@1", b"\0" * 1024))
+    assert await waiting(database) == []
+    assert await catalogue.clip_vector("a") is None
+    with pytest.raises(NotFoundError):
+        await catalogue.get("a")
 
 
 async def test_a_server_gives_back_only_what_it_still_has(database: Database, queue: EmbeddingQueue) -> None:

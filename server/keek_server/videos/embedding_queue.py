@@ -64,7 +64,11 @@ class EmbeddingQueue:
             free = (
                 sa.select(table.c.video_id, table.c.token, table.c.failures, videos.c.original_url)
                 .join(videos, videos.c.video_id == table.c.video_id)
-                .where(table.c.lease_until_us < now_us(), table.c.clip_model.in_(("", clip_model)))
+                .where(
+                    table.c.lease_until_us < now_us(),
+                    table.c.clip_model.in_(("", clip_model)),
+                    videos.c.state != VideoState.DELETED,
+                )
                 .order_by(table.c.lease_until_us)
                 .limit(_AT_ONCE)
                 .with_for_update(of=table, skip_locked=True)
@@ -89,10 +93,16 @@ class EmbeddingQueue:
         """
         upsert = self._database.upsert(clip_vectors)
         done = table.delete().where(*_same(queued))
+        own = videos.update().where(
+            videos.c.video_id == queued.video_id, videos.c.state != VideoState.DELETED
+        )
 
         def work(connection: sa.Connection) -> bool:
             seq = advance_clock(connection, 1)
             if not connection.execute(done).rowcount:
+                return False
+            ready = {"state": VideoState.READY, "change_seq": seq}
+            if not connection.execute(own.values(ready)).rowcount:
                 return False
             if vector is not None:
                 row = {
@@ -101,9 +111,6 @@ class EmbeddingQueue:
                     "vector": vector.content,
                 }
                 connection.execute(upsert, [row])
-            ready = {"state": VideoState.READY, "change_seq": seq}
-            own = videos.update().where(videos.c.video_id == queued.video_id)
-            connection.execute(own.values(ready))
             return True
 
         return await self._database.transact(work)
@@ -172,6 +179,8 @@ class EmbeddingQueue:
         )
 
         def work(connection: sa.Connection) -> None:
+            # So that the insert sees what deletions under way leave; it makes no change itself.
+            advance_clock(connection, 0)
             connection.execute(insert)
 
         await self._database.transact(work)
