@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -30,6 +30,7 @@ from keek_server.errors import (
     BadMediaError,
     MediaProblem,
     NotFoundError,
+    OutOfRangeError,
     OverloadedError,
     UnavailableError,
 )
@@ -43,7 +44,7 @@ from keek_server.videos.ingest import Ingest
 from keek_server.videos.media import MediaStore, open_media
 from keek_server.videos.receiver import Receiver
 from keek_server.videos.uploads import Uploads
-from keek_server.videos.video import VideoState
+from keek_server.videos.video import Video, VideoState
 from keek_server.videos.watch import VideoProgress
 
 
@@ -188,6 +189,76 @@ async def test_more_watchers_than_the_limit_are_refused_until_one_is_gone(
         await anext(watch.follow("v1"))
     await first.aclose()
     assert (await anext(watch.follow("v1"))).state is VideoState.UPLOADING
+
+
+# -- what becomes of an upload while it is received --------------------------------------------------
+async def made_old(database: Database) -> None:
+    """Uploads that nobody has touched for longer than they are kept."""
+    async with database.write() as connection:
+        await connection.execute(tables.uploads.update().values(update_time_us=1))
+
+
+async def resume(receiver: Receiver, upload_id: uuid.UUID, meanwhile: Callable[[], Awaitable[None]]) -> Video:
+    """Sends the rest of an upload that stands at CHUNK, and does something when it has begun."""
+
+    async def rest() -> AsyncIterator[bytes]:
+        yield CLIP[CHUNK : 2 * CHUNK]
+        await meanwhile()
+        yield CLIP[2 * CHUNK :]
+
+    return await receiver.receive(upload_id, video("v1"), len(CLIP), CHUNK, rest())
+
+
+async def test_an_upload_that_goes_on_is_not_forgotten_however_old_it_is(
+    receiver: Receiver, database: Database, media: MediaStore, stored: Settings
+) -> None:
+    upload_id = uuid.uuid4()
+    await cut_off(receiver, upload_id, end=CHUNK)
+    await made_old(database)
+    made = await resume(receiver, upload_id, clean_up(database, media, stored).tidy)
+    assert await stored_bytes(media, made.original_url) == CLIP
+
+
+@pytest.mark.parametrize("is_imported", [True, False])
+async def test_an_upload_that_is_forgotten_while_it_is_received_is_sent_again(
+    receiver: Receiver, database: Database, media: MediaStore, stored: Settings, is_imported: bool
+) -> None:
+    if is_imported:
+        await Catalogue(database).put([video("v1")])
+    upload_id = uuid.uuid4()
+    await cut_off(receiver, upload_id, end=CHUNK)
+
+    async def forget() -> None:
+        await made_old(database)
+        await clean_up(database, media, stored).tidy()
+
+    with pytest.raises(OutOfRangeError, match="from 0 on"):
+        await resume(receiver, upload_id, forget)
+    await receiver.aclose()
+    made = await send(receiver, upload_id)
+    await receiver.aclose()
+    await clean_up(database, media, stored)._files.go()
+    assert await stored_bytes(media, made.original_url) == CLIP
+    assert sorted(map(media.url, kept(media))) == sorted([made.original_url, made.poster_url])
+
+
+@pytest.mark.parametrize("is_imported", [True, False])
+async def test_an_upload_that_another_call_finds_bad_while_it_is_received_is_rejected(
+    receiver: Receiver, database: Database, media: MediaStore, stored: Settings, is_imported: bool
+) -> None:
+    if is_imported:
+        await Catalogue(database).put([video("v1")])
+    upload_id = uuid.uuid4()
+    await cut_off(receiver, upload_id, end=CHUNK)
+
+    async def reject() -> None:
+        await Uploads(database).reject(upload_id, BadMediaError(MediaProblem.DECODE_BOMB, "takes too long"))
+
+    with pytest.raises(BadMediaError, match="takes too long"):
+        await resume(receiver, upload_id, reject)
+    await receiver.aclose()
+    await clean_up(database, media, stored)._files.go()
+    assert kept(media) == []
 
 
 # -- cleaning ---------------------------------------------------------------------------------------

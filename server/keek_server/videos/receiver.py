@@ -66,7 +66,7 @@ class Receiver:
 
         Raises:
             BadMediaError: When the file is no video that can be served.
-            OutOfRangeError: When bytes before `offset` are missing.
+            OutOfRangeError: When bytes before `offset` are missing, or all: it was forgotten meanwhile.
             InvalidArgumentError: When the bytes are not as many as `size` says.
             AlreadyExistsError: When the video has another file.
             UnavailableError: When a part is down; what was received is kept.

@@ -8,7 +8,13 @@ from typing import Any
 import sqlalchemy as sa
 
 from keek_server.clock import now_us
-from keek_server.errors import BadMediaError, InvalidArgumentError, MediaProblem, NotFoundError
+from keek_server.errors import (
+    BadMediaError,
+    InvalidArgumentError,
+    MediaProblem,
+    NotFoundError,
+    OutOfRangeError,
+)
 from keek_server.storage.database import Database
 from keek_server.storage.tables import uploads as table
 from keek_server.storage.tables import videos
@@ -50,7 +56,7 @@ class Uploads:
         self._database = database
 
     async def begin(self, upload_id: uuid.UUID, video_id: str, size_bytes: int) -> Upload:
-        """The upload of this id; made when it is new.
+        """The upload of this id; made when it is new. One that is open is kept for as long as a new one.
 
         Raises:
             AlreadyExistsError: When it is new, and the video has a file.
@@ -68,8 +74,11 @@ class Uploads:
         }
 
         this = _UPLOADS.where(table.c.upload_id == upload_id)
+        goes_on = table.update().where(table.c.upload_id == upload_id, _OPEN)
 
         def work(connection: sa.Connection) -> Upload:
+            # First of all: from here on, nobody forgets it.
+            connection.execute(goes_on.values(update_time_us=row["update_time_us"]))
             known = connection.execute(this).first()
             if known is None:
                 raise_if_it_has_a_file(connection, video_id)
@@ -157,14 +166,25 @@ class Uploads:
 
 
 def finish_upload(connection: sa.Connection, upload_id: uuid.UUID) -> bool:
-    """Says in the caller's transaction that the video of an upload is stored; False when it was before."""
-    change = table.update().where(table.c.upload_id == upload_id, _OPEN)
+    """Says in the caller's transaction that the video of an upload is stored; False when it was before.
+
+    Raises:
+        BadMediaError: When it was rejected meanwhile.
+        OutOfRangeError: When it was forgotten meanwhile, with its bytes.
+    """
+    this = table.c.upload_id == upload_id
     values = {
         "state": VideoState.EMBEDDING,
         "received_bytes": table.c.size_bytes,
         "update_time_us": now_us(),
     }
-    return connection.execute(change.values(values)).rowcount == 1
+    if connection.execute(table.update().where(this, _OPEN).values(values)).rowcount:
+        return True
+    known = connection.execute(_UPLOADS.where(this)).first()
+    if known is None:
+        raise OutOfRangeError("bytes from 0 on are missing")
+    _upload(known).raise_if_rejected()
+    return False
 
 
 def _upload(row: Any) -> Upload:
