@@ -1,32 +1,36 @@
 """The CSV file that grows with the log: every line once, wherever its writer is killed."""
 
-import argparse
 import asyncio
 import json
-import logging
 import os
 import random
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from projecting import event
+from csv_steps import (
+    TIMEOUT_S,
+    export_text,
+    grow,
+    move_away,
+    sidecar_of,
+    tailing,
+    text_of,
+    until_logged,
+    until_written,
+)
 
-from keek_server.commands import add_export_arguments, run_export
 from keek_server.errors import UnavailableError
 from keek_server.interactions import csv_tail
 from keek_server.interactions.csv_lines import CSV_HEADER
-from keek_server.interactions.csv_tail import CsvTail
 from keek_server.interactions.log import InteractionLog
 from keek_server.interactions.rows import LoggedInteraction
 from keek_server.settings import Settings
 from keek_server.storage.database import Database
 
 PROGRAM = Path(__file__).with_name("csv_tail_process.py")
-TIMEOUT_S = 60.0
 
 
 class Killed(BaseException):
@@ -48,46 +52,12 @@ async def exported(settings: Settings, tmp_path: Path) -> Callable[[], Awaitable
     """What the whole log looks like when it is exported."""
 
     async def export() -> str:
-        parser = argparse.ArgumentParser()
-        add_export_arguments(parser)
-        out = tmp_path / "exported.csv"
-        await run_export(parser.parse_args(["--out", str(out)]), settings)
-        return out.read_text()
+        return await export_text(settings, tmp_path / "exported.csv")
 
     return export
 
 
 Exported = Callable[[], Awaitable[str]]
-
-
-@asynccontextmanager
-async def _tailing(log: InteractionLog, path: Path) -> AsyncIterator["asyncio.Task[None]"]:
-    task = asyncio.create_task(CsvTail(log, path, poll_s=0.01).run())
-    try:
-        yield task
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-
-
-async def _grow(log: InteractionLog, count: int, *, first: int = 0) -> None:
-    await log.append([event(f"u{i}", f"v,{i}") for i in range(first, first + count)])
-
-
-async def _until(text: str, path: Path) -> None:
-    """Waits until the file is what it should be, with its position written too."""
-    async with asyncio.timeout(TIMEOUT_S):
-        while _text(path) != text or _size(path) != len(text.encode()):
-            await asyncio.sleep(0.01)
-
-
-def _text(path: Path) -> str:
-    """What is in the file; nothing when it is not there."""
-    return path.read_text() if path.exists() else ""
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(f"{path.name}.position")
 
 
 def _is_beside(path: Path, descriptor: int) -> bool:
@@ -96,42 +66,34 @@ def _is_beside(path: Path, descriptor: int) -> bool:
     return path.parent in (opened, opened.parent)
 
 
-def _size(path: Path) -> int:
-    return int(json.loads(_text(_sidecar(path)) or '{"size": -1}')["size"])
-
-
 def _add(path: Path, text: str) -> None:
     path.parent.mkdir(exist_ok=True)
     with path.open("a") as file:
         file.write(text)
 
 
-def _move_away(path: Path) -> None:
-    path.rename(path.with_name("old.csv"))
-
-
 def _change_position(path: Path, change: dict[str, object]) -> None:
-    sidecar = _sidecar(path)
+    sidecar = sidecar_of(path)
     sidecar.write_text(json.dumps({**json.loads(sidecar.read_text()), **change}))
 
 
 async def test_an_empty_log_is_a_header(log: InteractionLog, path: Path) -> None:
-    async with _tailing(log, path):
-        await _until(CSV_HEADER, path)
+    async with tailing(log, path):
+        await until_written(CSV_HEADER, path)
 
 
 async def test_the_file_follows_the_log(
     log: InteractionLog, path: Path, exported: Exported, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(csv_tail, "_ROWS", 7)
-    await _grow(log, 30)
-    async with _tailing(log, path):
-        await _until(await exported(), path)
-        await _grow(log, 5, first=30)
-        await _until(await exported(), path)
-    await _grow(log, 5, first=35)
-    async with _tailing(log, path):
-        await _until(await exported(), path)
+    await grow(log, 30)
+    async with tailing(log, path):
+        await until_written(await exported(), path)
+        await grow(log, 5, first=30)
+        await until_written(await exported(), path)
+    await grow(log, 5, first=35)
+    async with tailing(log, path):
+        await until_written(await exported(), path)
     assert (await exported()).count("\n") == 41
 
 
@@ -146,7 +108,7 @@ async def test_a_crash_at_any_point_loses_no_line_and_doubles_none(
     before: bool,
 ) -> None:
     monkeypatch.setattr(csv_tail, "_ROWS", 4)
-    await _grow(log, 10)
+    await grow(log, 10)
     count = 0
     real = {name: getattr(os, name) for name in ("fsync", "replace")}
 
@@ -169,11 +131,11 @@ async def test_a_crash_at_any_point_loses_no_line_and_doubles_none(
     with monkeypatch.context() as patched:
         for name in real:
             patched.setattr(os, name, crashing(name))
-        async with _tailing(log, path) as task:
+        async with tailing(log, path) as task:
             await asyncio.wait([task], timeout=TIMEOUT_S)
             assert isinstance(task.exception(), Killed)
-    async with _tailing(log, path):
-        await _until(await exported(), path)
+    async with tailing(log, path):
+        await until_written(await exported(), path)
 
 
 @pytest.mark.parametrize(
@@ -182,36 +144,36 @@ async def test_a_crash_at_any_point_loses_no_line_and_doubles_none(
 async def test_what_stands_behind_the_position_is_cut_off_at_once(
     log: InteractionLog, path: Path, exported: Exported, rest: str
 ) -> None:
-    await _grow(log, 10)
-    async with _tailing(log, path):
-        await _until(await exported(), path)
+    await grow(log, 10)
+    async with tailing(log, path):
+        await until_written(await exported(), path)
     _add(path, rest)
-    async with _tailing(log, path):
-        await _until(await exported(), path)
-        await _grow(log, 3, first=10)
-        await _until(await exported(), path)
+    async with tailing(log, path):
+        await until_written(await exported(), path)
+        await grow(log, 3, first=10)
+        await until_written(await exported(), path)
 
 
 async def test_a_process_killed_again_and_again_while_the_log_grows(
     settings: Settings, log: InteractionLog, path: Path, exported: Exported
 ) -> None:
-    await _grow(log, 1000)
+    await grow(log, 1000)
     stop = asyncio.Event()
 
-    async def grow() -> None:
+    async def pour() -> None:
         first = 1000
         while not stop.is_set():
-            await _grow(log, 5, first=first)
+            await grow(log, 5, first=first)
             first += 5
             await asyncio.sleep(0.02)
 
-    growing = asyncio.create_task(grow())
+    growing = asyncio.create_task(pour())
     chance = random.Random(4)
     for _ in range(4):
-        size = len(_text(path))
+        size = len(text_of(path))
         process = await _start(settings, path)
         async with asyncio.timeout(TIMEOUT_S):
-            while len(_text(path)) <= size:
+            while len(text_of(path)) <= size:
                 await asyncio.sleep(0.001)
         await asyncio.sleep(chance.uniform(0.0, 0.1))
         process.kill()
@@ -220,10 +182,10 @@ async def test_a_process_killed_again_and_again_while_the_log_grows(
     stop.set()
     await growing
     process = await _start(settings, path)
-    await _until(await exported(), path)
+    await until_written(await exported(), path)
     process.kill()
     await process.wait()
-    lines = _text(path).splitlines()
+    lines = text_of(path).splitlines()
     assert len(lines) == len(set(lines)) == (await log.extent()).last_seq + 1
 
 
@@ -242,18 +204,18 @@ async def test_of_two_tails_one_writes_and_the_other_takes_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(csv_tail, "_STAND_BY_S", 0.05)
-    await _grow(log, 50)
+    await grow(log, 50)
     process = await _start(settings, path)
-    await _until(await exported(), path)
-    async with _tailing(log, path), _tailing(log, path):
+    await until_written(await exported(), path)
+    async with tailing(log, path), tailing(log, path):
         for first in range(50, 100, 10):
-            await _grow(log, 10, first=first)
-            await _until(await exported(), path)
+            await grow(log, 10, first=first)
+            await until_written(await exported(), path)
         process.kill()
         await process.wait()
-        await _grow(log, 10, first=100)
-        await _until(await exported(), path)
-    lines = _text(path).splitlines()
+        await grow(log, 10, first=100)
+        await until_written(await exported(), path)
+    lines = text_of(path).splitlines()
     assert len(lines) == len(set(lines)) == 111
 
 
@@ -265,16 +227,16 @@ async def test_a_file_that_nobody_knows_is_left_as_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(csv_tail, "_REFUSED_S", 0.05)
-    await _grow(log, 3)
+    await grow(log, 3)
     old = CSV_HEADER + "old,v1,like,1\n"
     _add(path, old)
-    async with _tailing(log, path):
-        await _until_logged(caplog, f"{path} is there already, and no {path.name}.position says")
-        assert _text(path) == old
+    async with tailing(log, path):
+        await until_logged(caplog, f"{path} is there already, and no {path.name}.position says")
+        assert text_of(path) == old
         assert "move it" in caplog.text
         # As soon as it is out of the way, it is written.
-        _move_away(path)
-        await _until(await exported(), path)
+        move_away(path)
+        await until_written(await exported(), path)
 
 
 @pytest.mark.parametrize(
@@ -295,27 +257,27 @@ async def test_a_position_that_does_not_fit_is_refused(
     change: dict[str, object],
     reason: str,
 ) -> None:
-    await _grow(log, 3)
-    async with _tailing(log, path):
-        await _until(await exported(), path)
-    before = _text(path)
+    await grow(log, 3)
+    async with tailing(log, path):
+        await until_written(await exported(), path)
+    before = text_of(path)
     _change_position(path, change)
-    await _grow(log, 3)
-    async with _tailing(log, path):
-        await _until_logged(caplog, reason)
-    assert _text(path) == before
+    await grow(log, 3)
+    async with tailing(log, path):
+        await until_logged(caplog, reason)
+    assert text_of(path) == before
 
 
 async def test_a_file_that_goes_away_is_not_begun_again_in_the_middle(
     log: InteractionLog, path: Path, exported: Exported, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await _grow(log, 3)
-    async with _tailing(log, path):
-        await _until(await exported(), path)
-        _move_away(path)
-        await _grow(log, 3)
-        await _until_logged(caplog, f"{path} is gone")
-        assert not _text(path)
+    await grow(log, 3)
+    async with tailing(log, path):
+        await until_written(await exported(), path)
+        move_away(path)
+        await grow(log, 3)
+        await until_logged(caplog, f"{path} is gone")
+        assert not text_of(path)
 
 
 async def test_a_disk_that_fails_is_tried_again(
@@ -326,9 +288,9 @@ async def test_a_disk_that_fails_is_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(csv_tail, "_RETRY_S", 0.05)
-    await _grow(log, 3)
-    async with _tailing(log, path):
-        await _until(await exported(), path)
+    await grow(log, 3)
+    async with tailing(log, path):
+        await until_written(await exported(), path)
         with monkeypatch.context() as patched:
             fsync = os.fsync
 
@@ -338,9 +300,9 @@ async def test_a_disk_that_fails_is_tried_again(
                 fsync(descriptor)
 
             patched.setattr(os, "fsync", full)
-            await _grow(log, 3, first=3)
-            await _until_logged(caplog, f"cannot write {path}: No space left on device")
-        await _until(await exported(), path)
+            await grow(log, 3, first=3)
+            await until_logged(caplog, f"cannot write {path}: No space left on device")
+        await until_written(await exported(), path)
 
 
 async def test_a_database_that_is_down_is_waited_for(
@@ -355,13 +317,13 @@ async def test_a_database_that_is_down_is_waited_for(
     async def down(_after: int, _limit: int) -> list[LoggedInteraction]:
         raise UnavailableError("the database is not reachable")
 
-    await _grow(log, 3)
+    await grow(log, 3)
     with monkeypatch.context() as patched:
         patched.setattr(log, "read", down)
-        async with _tailing(log, path):
-            await _until_logged(caplog, f"{path} waits: the database is not reachable")
+        async with tailing(log, path):
+            await until_logged(caplog, f"{path} waits: the database is not reachable")
             patched.undo()
-            await _until(await exported(), path)
+            await until_written(await exported(), path)
 
 
 async def test_the_event_loop_never_waits_for_the_disk(
@@ -376,14 +338,7 @@ async def test_the_event_loop_never_waits_for_the_disk(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    async with _tailing(log, path):
-        await _until(CSV_HEADER, path)
+    async with tailing(log, path):
+        await until_written(CSV_HEADER, path)
     assert threads
     assert threading.get_ident() not in threads
-
-
-async def _until_logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
-    caplog.set_level(logging.INFO)
-    async with asyncio.timeout(TIMEOUT_S):
-        while text not in caplog.text:
-            await asyncio.sleep(0.01)

@@ -23,6 +23,8 @@ class Position(BaseModel):
     """Rows of the log up to here are in the file."""
     size: int = Field(ge=0)
     """Bytes of the file that count; what stands behind them was never finished."""
+    tail: str = ""
+    """What the row at `seq` is recognised by (`tail_of`); empty before the first, and in older files."""
 
 
 class CsvFile:
@@ -67,8 +69,8 @@ class CsvFile:
             os.close(self._lock)
             self._lock = None
 
-    def begin(self, extent: LogExtent) -> Position:
-        """Finds out how far the file is, and cuts off what was never finished; makes it if there is none.
+    def position(self, extent: LogExtent) -> Position:
+        """How far the file is; makes a position for one that is not there yet.
 
         Raises:
             SetupError: When the file is not of this log, or nobody can tell; it is left as it is.
@@ -83,16 +85,26 @@ class CsvFile:
         if position.log_id != extent.log_id:
             raise SetupError(f"{self.path} was written from another database: {self._remedy()}")
         if position.seq > extent.last_seq:
-            raise SetupError(f"{self.path} holds rows that the database does not: {self._remedy()}")
-        return self.append(position, "" if position.size else CSV_HEADER, position.seq)
+            raise self.lost_rows()
+        return position
 
-    def append(self, position: Position, text: str, seq: int) -> Position:
+    def begin(self, position: Position) -> Position:
+        """Cuts off what was never finished; makes the file if there is none.
+
+        Raises:
+            SetupError: When the file has become shorter than it was.
+            OSError: When it cannot be written.
+        """
+        return self.append(position, "" if position.size else CSV_HEADER, position.seq, position.tail)
+
+    def append(self, position: Position, text: str, seq: int, tail: str) -> Position:
         """Adds lines, durably.
 
         Args:
             position: Where they belong.
             text: The lines.
             seq: The last row of the log that is among them.
+            tail: What that row is recognised by.
 
         Raises:
             SetupError: When the file has become shorter than it was.
@@ -101,9 +113,13 @@ class CsvFile:
         size = self._write_lines(position.size, text.encode())
         if not text:
             return position
-        after = position.model_copy(update={"seq": seq, "size": size})
+        after = position.model_copy(update={"seq": seq, "size": size, "tail": tail})
         self._write_position(after)
         return after
+
+    def lost_rows(self) -> SetupError:
+        """What to raise when the log, restored from a backup, has not the rows that the file has."""
+        return SetupError(f"{self.path} holds rows that the database does not: {self._remedy()}")
 
     def _write_lines(self, start: int, lines: bytes) -> int:
         flags = os.O_RDWR if start else os.O_RDWR | os.O_CREAT

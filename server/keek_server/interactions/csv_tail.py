@@ -11,7 +11,7 @@ from keek_server.errors import SetupError, UnavailableError
 from keek_server.interactions.csv_file import CsvFile, Position
 from keek_server.interactions.csv_lines import csv_line
 from keek_server.interactions.log import InteractionLog
-from keek_server.interactions.rows import LoggedInteraction
+from keek_server.interactions.rows import LoggedInteraction, tail_of
 
 logger = logging.getLogger(__name__)
 
@@ -71,21 +71,37 @@ class CsvTail:
 
     async def _follow(self, thread: ThreadPoolExecutor) -> None:
         extent = await self._log.extent()
-        position = await _in(thread, lambda: self._file.begin(extent))
+        known = await _in(thread, lambda: self._file.position(extent))
+        await self._check(known)
+        position = await _in(thread, lambda: self._file.begin(known))
         logger.info("%s is written, from row %d of the log on", self._file.path, position.seq + 1)
         while True:
             rows = await self._log.read(position.seq, _ROWS)
             if rows:
+                await self._check(position)
                 position = await self._append(thread, position, rows)
             if len(rows) < _ROWS:
                 await asyncio.sleep(self._poll_s)
+
+    async def _check(self, position: Position) -> None:
+        """
+        Raises:
+            SetupError: When another row stands at the position than the one that is in the file.
+        """
+        if not position.tail:
+            return
+        row = await self._log.at(position.seq)
+        if row is None and position.seq <= (await self._log.extent()).pruned_seq:
+            return
+        if row is None or tail_of(row) != position.tail:
+            raise self._file.lost_rows()
 
     async def _append(
         self, thread: ThreadPoolExecutor, position: Position, rows: list[LoggedInteraction]
     ) -> Position:
         def append() -> Position:
             lines = (csv_line(row.user_id, row.video_id, row.kind, row.event_time_us) for row in rows)
-            return self._file.append(position, "".join(lines), rows[-1].seq)
+            return self._file.append(position, "".join(lines), rows[-1].seq, tail_of(rows[-1]))
 
         return await _in(thread, append)
 

@@ -12,8 +12,8 @@ from keek_server.clock import now_us
 from keek_server.errors import KeekError
 from keek_server.interactions.log import InteractionLog
 from keek_server.interactions.projection import Projection
-from keek_server.interactions.rows import LoggedInteraction
-from keek_server.interactions.writer import Generation, Lease, LeaseLostError, ProjectionWriter, tail_of
+from keek_server.interactions.rows import LoggedInteraction, tail_of
+from keek_server.interactions.writer import Generation, Lease, LeaseLostError, ProjectionWriter
 from keek_server.settings import Settings
 
 logger = logging.getLogger(__name__)

@@ -16,3 +16,8 @@ class LoggedInteraction(NamedTuple):
     record_time_us: int
     region: str
     tags: tuple[str, ...]
+
+
+def tail_of(row: LoggedInteraction) -> str:
+    """What a row is recognised by, beside its sequence number, after a log was restored from a backup."""
+    return str(row.record_time_us)

@@ -20,7 +20,7 @@ from keek_server.interactions.connection import redis_deadline
 from keek_server.interactions.encode import RowEncoder
 from keek_server.interactions.keys import ProjectionKeys
 from keek_server.interactions.log import LogExtent
-from keek_server.interactions.rows import LoggedInteraction
+from keek_server.interactions.rows import LoggedInteraction, tail_of
 from keek_server.settings import Settings
 
 ROWS_A_CALL = 50
@@ -238,11 +238,6 @@ class ProjectionWriter:
 def load_script(name: str) -> str:
     """The text of one of the Lua scripts beside this module."""
     return resources.files(__package__).joinpath(f"{name}.lua").read_text("utf-8")
-
-
-def tail_of(row: LoggedInteraction) -> str:
-    """What a row is recognised by, beside its sequence number, after a log was restored from a backup."""
-    return str(row.record_time_us)
 
 
 def _escaped(pattern: str) -> str:
