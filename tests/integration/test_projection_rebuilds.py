@@ -184,6 +184,34 @@ async def test_a_projection_that_redis_lost_while_it_was_built_is_begun_again(pa
         assert current.number > number
 
 
+async def test_a_generation_that_a_projector_left_when_it_died_is_swept_up_by_its_successor(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(_: int) -> None:
+        """The projector dies before it has swept up."""
+
+    await parts.log.append([event("u1", "v1")])
+    first = parts.projector()
+    monkeypatch.setattr(first, "_clean_before", never)
+    async with running(first):
+        assert await first.wait_for(1, 20)
+        await parts.writer().want_rebuild()
+
+        async def replaced() -> bool:
+            return await parts.redis.get(parts.keys.current) == "2"
+
+        await eventually(replaced)
+    assert await parts.writer().generations() == [1, 2]
+    monkeypatch.setattr("keek_server.interactions.projector._INSPECT_S", 0.1)
+
+    async def swept() -> bool:
+        return await parts.writer().generations() == [2]
+
+    async with running(parts.projector()):
+        await eventually(swept)
+    assert not [key async for key in parts.redis.scan_iter(match=f"{parts.keys.prefix}1:*")]
+
+
 async def test_a_rebuild_is_done_also_while_interactions_pour_in(parts: Parts) -> None:
     await parts.log.append(many_events(300))
     projector = parts.projector()

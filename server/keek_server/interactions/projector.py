@@ -167,8 +167,11 @@ class Projector:
             self._serving = _Target(current.number, current.seq)
             await self._advance_to(current.seq)
         is_pruned = current.source != self._writer.source(await self._log.extent())
-        # A newer one is what a projector left that died while it built.
-        return is_pruned or max(await self._writer.generations(), default=0) > current.number
+        # An older one is what a projector left that died while it swept up, a newer one while it built.
+        generations = await self._writer.generations()
+        if min(generations, default=current.number) < current.number:
+            self._clean(current.number)
+        return is_pruned or max(generations, default=0) > current.number
 
     async def _is_of_this_log(self, current: Generation) -> bool:
         extent = await self._log.extent()
@@ -202,13 +205,18 @@ class Projector:
         logger.info("generation %d of the projection is read from now on", target.number)
         self._serving, self._building = target, None
         await self._advance_to(target.seq)
-        self._cleaning = asyncio.create_task(self._clean_before(target.number))
+        self._clean(target.number)
 
     async def _apply(self, target: _Target) -> list[LoggedInteraction]:
         rows = await self._log.read(target.seq, _ROWS)
         if rows:
             target.seq = await self._writer.apply(self._token, target.number, target.seq, rows)
         return rows
+
+    def _clean(self, generation: int) -> None:
+        """Removes older generations in the background; what is left of them, an inspection finds."""
+        if self._cleaning is None or self._cleaning.done():
+            self._cleaning = asyncio.create_task(self._clean_before(generation))
 
     async def _clean_before(self, generation: int) -> None:
         try:
