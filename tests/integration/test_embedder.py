@@ -17,7 +17,13 @@ import sqlalchemy as sa
 from background import beside
 from patience import eventually
 
-from keek_server.errors import BadMediaError, MediaProblem, NotFoundError, UnavailableError
+from keek_server.errors import (
+    BadMediaError,
+    MediaProblem,
+    NotFoundError,
+    OverloadedError,
+    UnavailableError,
+)
 from keek_server.settings import Settings
 from keek_server.storage import tables
 from keek_server.storage.database import Database, open_database
@@ -41,9 +47,11 @@ class World:
         self.clip_model: str | None = "small@1"
         self.decoding: Exception | None = None
         self.seeing: Exception | None = None
+        self.fetching: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
         self.decoded = 0
+        self.fetched = 0
 
     @property
     def current(self) -> Any:
@@ -69,6 +77,9 @@ class World:
 
     async def fetch(self, *_: object, **__: object) -> None:
         """As `MediaStore` does."""
+        self.fetched += 1
+        if self.fetching is not None:
+            raise self.fetching
 
 
 @pytest.fixture
@@ -196,6 +207,45 @@ async def test_a_video_that_cannot_be_decoded_is_given_up_in_the_end_and_delays_
     world.decoding = None
     await store(database, "good", lease=False)
     await is_ready(catalogue, "good")
+
+
+@pytest.mark.usefixtures("working")
+async def test_a_storage_that_is_away_for_long_costs_no_video_its_vector(
+    database: Database, catalogue: Catalogue, world: World
+) -> None:
+    world.fetching = UnavailableError("the storage is not reachable")
+    await store(database, "a", lease=False)
+    await eventually(lambda: world.fetched > 6)
+    assert (await catalogue.get("a")).state is VideoState.EMBEDDING
+    world.fetching = None
+    await is_ready(catalogue, "a")
+    assert await catalogue.clip_vector("a") is not None
+
+
+@pytest.mark.usefixtures("working")
+async def test_a_decoder_that_has_too_much_to_do_for_long_costs_no_video_its_vector(
+    database: Database, catalogue: Catalogue, world: World
+) -> None:
+    world.decoding = OverloadedError("64 files wait to be decoded already", retry_after_s=2.0)
+    await store(database, "a", lease=False)
+    await eventually(lambda: world.decoded > 6)
+    assert (await catalogue.get("a")).state is VideoState.EMBEDDING
+    world.decoding = None
+    await is_ready(catalogue, "a")
+    assert await catalogue.clip_vector("a") is not None
+
+
+async def test_a_storage_that_is_away_is_not_asked_for_one_video_after_the_other(
+    database: Database, embedder: Embedder, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedder_module, "_LOOK_S", 600.0)
+    world.fetching = UnavailableError("the storage is not reachable")
+    for i in range(12):
+        await store(database, f"v{i}", lease=False)
+    async with beside(embedder.run()):
+        await eventually(lambda: world.fetched == 4)
+        await asyncio.sleep(0.5)
+    assert world.fetched == 4
 
 
 @pytest.mark.usefixtures("working")

@@ -4,11 +4,12 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 from keek_server import metrics
-from keek_server.errors import BadMediaError, KeekError, NotFoundError
+from keek_server.errors import BadMediaError, KeekError, NotFoundError, OverloadedError, UnavailableError
 from keek_server.releases.live import LiveRelease
 from keek_server.settings import Settings
 from keek_server.storage.database import Database
@@ -27,6 +28,10 @@ _SPARE_S = 5.0
 _MOST_FAILURES = 5
 _PAUSE_S = 10.0
 """Before a video that could not be decoded is tried again."""
+
+
+class _NotNowError(KeekError):
+    """What every video needs is away, or has too much to do: not the fault of a file, however often."""
 
 
 class Embedder:
@@ -102,16 +107,16 @@ class Embedder:
                 await asyncio.sleep(_LOOK_S)
 
     async def _work(self, clip: Clip | None) -> bool:
-        """Looks at some videos whose lease has run out; False when there are none."""
+        """Looks at some videos whose lease has run out; False when others have to wait, or there are none."""
         clip_model = clip.record.clip_model if clip else ""
         left = await self._queue.take(clip_model)
-        await asyncio.gather(*(self._embed_again(one, clip) for one in left))
+        go_on = all(await asyncio.gather(*(self._embed_again(one, clip) for one in left)))
         if clip_model != self._clip_model:
             if clip is not None:
                 await self._queue.add_unread(clip_model)
             self._clip_model = clip_model
-            return True
-        return bool(left)
+            return go_on
+        return go_on and bool(left)
 
     async def _embed_new(self, queued: Queued, frames: Frames) -> None:
         try:
@@ -125,12 +130,16 @@ class Embedder:
             logger.warning("video %s waits for CLIP: %s", queued.video_id, error or "too slow")
             await self._give_back(queued)
 
-    async def _embed_again(self, left: Left, clip: Clip | None) -> None:
-        """Ends well whatever happens: one video must not keep the others waiting."""
+    async def _embed_again(self, left: Left, clip: Clip | None) -> bool:
+        """Ends well whatever happens: one video must not keep the others waiting.
+
+        Returns:
+            False when the next video would have to wait, too.
+        """
         if clip is None:
             # By its metadata alone; the next CLIP looks at it again.
             await self._finish(left.queued, None)
-            return
+            return True
         try:
             async with asyncio.timeout(LEASE_AGAIN_S - _SPARE_S):
                 frames = await self._decode(left, clip)
@@ -138,17 +147,19 @@ class Embedder:
                     await self._embed(left.queued, frames, clip)
         except (KeekError, TimeoutError) as error:
             logger.warning("video %s waits for CLIP: %s", left.queued.video_id, error or "too slow")
+            return not isinstance(error, _NotNowError)
         except Exception:
             logger.exception("video %s waits for CLIP", left.queued.video_id)
+        return True
 
     async def _decode(self, left: Left, clip: Clip) -> Frames | None:
         """The frames; None when the video does without, or is tried again later."""
         file = self._media.scratch / uuid.uuid4().hex
         try:
-            await self._media.fetch(left.original_url, file, max_bytes=self._settings.video_max_bytes)
-            decoded = await self._decoder.decode_video(
-                file, clip.record.frame_shape, self._settings.clip_frames
-            )
+            return await self._frames_of(left.original_url, file, clip.record.frame_shape)
+        except _NotNowError:
+            await self._queue.give_back(left.queued, after_s=_PAUSE_S)
+            raise
         except (BadMediaError, NotFoundError) as error:
             # It was good when it was uploaded. It stays, recommended by its metadata alone.
             logger.error("video %s cannot be looked at again: %s", left.queued.video_id, error)  # noqa: TRY400
@@ -159,6 +170,16 @@ class Embedder:
             raise
         finally:
             await asyncio.to_thread(file.unlink, missing_ok=True)
+
+    async def _frames_of(self, url: str, file: Path, shape: FrameShape) -> Frames:
+        try:
+            await self._media.fetch(url, file, max_bytes=self._settings.video_max_bytes)
+        except UnavailableError as error:
+            raise _NotNowError(str(error)) from error
+        try:
+            decoded = await self._decoder.decode_video(file, shape, self._settings.clip_frames)
+        except OverloadedError as error:
+            raise _NotNowError(str(error)) from error
         return decoded.frames
 
     async def _failed(self, queued: Queued) -> None:
