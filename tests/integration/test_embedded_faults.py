@@ -1,8 +1,10 @@
 """The embedded stack heals what dies, and leaves nothing behind, however it ends."""
 
 import asyncio
+import errno
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -22,7 +24,9 @@ from tritonclient.utils import InferenceServerException
 
 from keek_server.embedded import EmbeddedStack, procfs, read_running_stack
 from keek_server.embedded.processes import SupervisedProcess
+from keek_server.embedded.redis import EmbeddedRedis
 from keek_server.embedded.triton import SHARED_MEMORY
+from keek_server.errors import SetupError
 from keek_server.settings import Settings
 from keek_server.towers.contract import USER_TOWER
 from keek_server.towers.control import control_headers
@@ -111,6 +115,39 @@ async def test_a_killed_redis_comes_back_empty_on_its_port(stack_settings: Setti
         await restarted(stack.redis, pid, stack_settings.data_dir)
         assert await client.get("key") is None
         await client.aclose()
+
+
+@pytest.mark.parametrize(
+    "fault", [OSError(errno.EMFILE, "Too many open files"), SetupError("processes cannot be killed: [7]")]
+)
+async def test_a_killed_redis_comes_back_though_at_first_nothing_can_be_tidied_up_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    kill_marked, calls = procfs.kill_marked, 0
+
+    def short(mark: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise fault
+        kill_marked(mark)
+
+    service, mark = EmbeddedRedis(tmp_path), secrets.token_hex(8)
+    child = SupervisedProcess(service, mark=mark, log_path=tmp_path / "redis.log", ready_timeout_s=30.0)
+    await child.start()
+    try:
+        pid = child.pid
+        monkeypatch.setattr(procfs, "kill_marked", short)
+        os.kill(pid, signal.SIGKILL)
+
+        async def answers() -> bool:
+            return child.pid != pid and await service.ready(child.pid)
+
+        await eventually(answers)
+        assert calls == 2
+    finally:
+        await child.stop()
+    assert procfs.marked_processes(mark) == []
 
 
 async def test_a_model_whose_process_was_killed_is_served_again(stack_settings: Settings) -> None:

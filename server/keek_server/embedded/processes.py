@@ -174,8 +174,7 @@ class SupervisedProcess(Generic[ServiceT]):
         while True:
             started = time.monotonic()
             cause = await self._death()
-            # It waits for the kernel, and a server may run on this event loop.
-            await asyncio.to_thread(self._sweep)
+            await self._tidy_up()
             if time.monotonic() - started > _STABLE_S:
                 pause_s = shortest_s
             logger.error("%s %s; restarting it in %.1f s", self.service.name, cause, pause_s)
@@ -186,6 +185,19 @@ class SupervisedProcess(Generic[ServiceT]):
                 self._on_restart()
             except (SetupError, OSError) as error:
                 logger.error("%s", error)  # noqa: TRY400 - the message is for people
+
+    async def _tidy_up(self) -> None:
+        """Sweeps, as often as it takes: a supervisor that ends of it would restart nothing any more."""
+        while True:
+            try:
+                # It waits for the kernel, and a server may run on this event loop.
+                await asyncio.to_thread(self._sweep)
+            except (SetupError, OSError) as error:
+                # Out of file descriptors, say.
+                logger.error("cannot tidy up behind %s: %s", self.service.name, error)  # noqa: TRY400
+                await asyncio.sleep(_HEALTH_INTERVAL_S)
+            else:
+                return
 
     async def _death(self) -> str:
         """Returns when the child has died or no longer works; says which."""
