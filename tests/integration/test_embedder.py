@@ -48,6 +48,7 @@ class World:
         self.decoding: Exception | None = None
         self.seeing: Exception | None = None
         self.fetching: Exception | None = None
+        self.is_own = True
         self.gate = asyncio.Event()
         self.gate.set()
         self.decoded = 0
@@ -74,6 +75,10 @@ class World:
         if self.decoding is not None:
             raise self.decoding
         return SimpleNamespace(frames=FRAMES)
+
+    def owns(self, _url: str) -> bool:
+        """As `MediaStore` does."""
+        return self.is_own
 
     async def fetch(self, *_: object, **__: object) -> None:
         """As `MediaStore` does."""
@@ -220,6 +225,16 @@ async def test_a_storage_that_is_away_for_long_costs_no_video_its_vector(
     world.fetching = None
     await is_ready(catalogue, "a")
     assert await catalogue.clip_vector("a") is not None
+
+
+@pytest.mark.usefixtures("working")
+async def test_a_source_of_others_that_is_away_for_long_leaves_the_video_to_its_metadata(
+    database: Database, catalogue: Catalogue, world: World
+) -> None:
+    world.fetching, world.is_own = UnavailableError("the storage is not reachable"), False
+    await store(database, "a", lease=False)
+    await is_ready(catalogue, "a")
+    assert await catalogue.clip_vector("a") is None
 
 
 @pytest.mark.usefixtures("working")

@@ -175,6 +175,8 @@ class Embedder:
         try:
             await self._media.fetch(url, file, max_bytes=self._settings.video_max_bytes)
         except UnavailableError as error:
+            if not self._media.owns(url):
+                raise  # It may be away for good.
             raise _NotNowError(str(error)) from error
         try:
             decoded = await self._decoder.decode_video(file, shape, self._settings.clip_frames)

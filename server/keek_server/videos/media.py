@@ -154,6 +154,10 @@ class MediaStore:
             await self.discard(target)
             raise
 
+    def owns(self, url: str) -> bool:
+        """Whether an original lies in this store, and not where somebody else keeps it."""
+        return self._own_path(url) is not None
+
     async def discard(self, file: Path) -> None:
         """Removes a local file of the scratch folder, if there is one."""
         await asyncio.to_thread(file.unlink, missing_ok=True)
