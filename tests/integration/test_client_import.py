@@ -1,5 +1,6 @@
 """`keek videos import` of a table, run as a program: cut off, gone on with, refused in part."""
 
+import csv
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -62,6 +63,32 @@ async def test_the_good_lines_are_imported_and_the_others_reported(server: Serve
         video_id="n1199", tags=["a", "b"], duration_s=1199.5, owner_id="o1"
     )
     assert not state_file(file).exists()
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "reason"),
+    [
+        ("create_time", "0001-01-01T00:00:00+01:00", "is outside the years 1 to 9999 in UTC"),
+        ("tags", "[" * 2000, "are not a JSON list of strings"),
+        ("tags", r'["\ud800"]', "are not a JSON list of strings"),
+    ],
+    ids=["before year 1", "nested too deep", "half a character"],
+)
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+async def test_a_cell_that_cannot_be_a_value_leaves_out_its_own_line_alone(
+    server: Server, tmp_path: Path, kind: str, column: str, cell: str, reason: str
+) -> None:
+    file, ids, cells = tmp_path / f"videos.{kind}", ["n1", "n2", "n3"], ["", cell, ""]
+    if kind == "parquet":
+        pq.write_table(pa.table({"video_id": ids, column: cells}), file)
+    else:
+        with file.open("w", newline="") as out:
+            csv.writer(out).writerows([("video_id", column), *zip(ids, cells, strict=True)])
+    done = await run_import(server, file)
+    line = 2 if kind == "parquet" else 3
+    assert (done.code, done.err) == (1, f"{file}:{line}: {column} {cell!r} {reason}\n")
+    assert done.out == "2 videos imported (2 new, 0 replaced), 1 lines left out\n"
+    assert set(server.videos.stored) == {"n1", "n3"}
 
 
 async def test_a_good_file_is_exit_code_0_and_what_it_replaces_is_counted(

@@ -76,22 +76,27 @@ def clean_tags(tags: Iterable[str]) -> list[str]:
 
 def _json_list(text: str) -> list[str]:
     try:
-        tags = json.loads(text)
-    except ValueError:
-        tags = None
-    if not (isinstance(tags, list) and all(isinstance(tag, str) for tag in tags)):
-        raise ValueError(f"tags {text!r} are not a JSON list of strings")
+        tags: list[str] = json.loads(text)
+        # JSON can write half a character, a lone surrogate, which no message can hold.
+        "".join(tags).encode()
+    except (ValueError, TypeError, RecursionError):
+        raise ValueError(f"tags {text!r} are not a JSON list of strings") from None
     return tags
 
 
 def parse_time(text: str) -> dt.datetime:
-    """A time from ISO 8601, in UTC unless it says otherwise.
+    """A time from ISO 8601, in UTC unless it says otherwise; given in UTC.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is none, or outside the years 1 to 9999 in UTC.
     """
     try:
         time = dt.datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"create_time {text!r} is not an ISO 8601 time") from None
-    return time if time.tzinfo else time.replace(tzinfo=dt.UTC)
+    if time.tzinfo is None:
+        return time.replace(tzinfo=dt.UTC)
+    try:
+        return time.astimezone(dt.UTC)
+    except OverflowError:
+        raise ValueError(f"create_time {text!r} is outside the years 1 to 9999 in UTC") from None
