@@ -310,6 +310,14 @@ async def test_lines_with_a_file_are_uploaded_with_their_metadata(server: Server
     stored = server.videos.stored["n1"]
     assert (stored.title, list(stored.tags), stored.width) == ("New", ["birds"], 720)
     assert (stored.language, stored.region) == ("pt-BR", "BR")
+    # A day later the server knows the video and its file, but not the upload any more.
+    server.videos.uploads.clear()
+    file.write_text("video_id,title,file\nn1,Newer,clips/a.mp4\n")
+    done = await run_import(server, file)
+    assert (done.code, done.err) == (0, "")
+    assert "0 files uploaded, 1 there already (1 of them not compared" in done.out
+    stored = server.videos.stored["n1"]
+    assert (stored.title, stored.width) == ("Newer", 720)
 
 
 # -- Parquet --------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Final
 
+from keek.cli.importing.journal import Counts
 from keek.cli.output import problem
 from keek.client import Client
 from keek.errors import AlreadyExistsError, FileChangedError, InvalidArgumentError, NotFoundError
@@ -13,7 +14,7 @@ from keek.v1.video_service_pb2 import Video, VideoState
 
 _STORED: Final = (VideoState.VIDEO_STATE_EMBEDDING, VideoState.VIDEO_STATE_READY)
 
-REFUSALS: Final = (InvalidArgumentError, AlreadyExistsError, NotFoundError, FileChangedError, OSError)
+REFUSALS: Final = (InvalidArgumentError, NotFoundError, FileChangedError, OSError)
 """What is wrong with one file and says nothing about the next one."""
 
 
@@ -29,20 +30,27 @@ def digest(path: Path) -> bytes:
 
 def upload_once(
     client: Client, path: Path, video: Video, *, timeout_s: float | None, progress: Progress | None = None
-) -> bool:
+) -> Counts:
     """Uploads a file unless this content is stored as this video; goes on where it was cut off.
 
+    A video that has a file keeps it.
+
     Returns:
-        Whether anything was to be done.
+        One file that was uploaded, or that is unchanged: unverified, too, when the server does not
+        know its content.
 
     Raises:
         CallError: As `Client.upload_video`; of REFUSALS those that are about this file.
     """
     upload_id = upload_id_of(video.video_id, digest(path))
     if _is_stored(client, upload_id, timeout_s):
-        return False
-    client.upload_video(path, video, upload_id=upload_id, progress=progress, timeout_s=timeout_s)
-    return True
+        return Counts(unchanged_count=1)
+    try:
+        client.upload_video(path, video, upload_id=upload_id, progress=progress, timeout_s=timeout_s)
+    except AlreadyExistsError:
+        # Of an upload that the server does not know any more, or of another file.
+        return Counts(unchanged_count=1, unverified_count=1)
+    return Counts(uploaded_count=1)
 
 
 def _is_stored(client: Client, upload_id: str, timeout_s: float | None) -> bool:
@@ -56,8 +64,6 @@ def refusal(error: Exception) -> str:
     """Why a file is left out, on one line."""
     if isinstance(error, InvalidArgumentError):
         return problem(error)
-    if isinstance(error, AlreadyExistsError):
-        return error.message
     if isinstance(error, NotFoundError):
         return "it was uploaded before, and the video was deleted"
     if isinstance(error, OSError):

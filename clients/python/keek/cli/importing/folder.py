@@ -16,7 +16,6 @@ from keek.cli.importing.journal import Counts, FileKey, Journal
 from keek.cli.importing.parallel import Task
 from keek.cli.progress import Progress, Share
 from keek.client import Client
-from keek.errors import AlreadyExistsError
 from keek.v1.video_service_pb2 import Video
 
 SUFFIXES: Final = frozenset(
@@ -129,20 +128,12 @@ class FolderImport:
                 yield partial(self._upload, file, video)
 
     def _upload(self, file: Found, video: Video) -> None:
-        counts = Counts()
         shown = Share(self.progress)
         try:
-            is_new = upload_once(self.client, file.path, video, timeout_s=self.timeout_s, progress=shown.sent)
-        except AlreadyExistsError:
-            # Of an upload that the server does not know any more, or of another file.
-            counts.unchanged_count += 1
-            counts.unverified_count += 1
+            counts = upload_once(self.client, file.path, video, timeout_s=self.timeout_s, progress=shown.sent)
         except REFUSALS as error:
             self._refuse(file, refusal(error))
-            counts.refused_count += 1
-        else:
-            counts.uploaded_count += is_new
-            counts.unchanged_count += not is_new
+            counts = Counts(refused_count=1)
         shown.sent(file.key[1], file.key[1])
         self._done(file, counts)
 

@@ -120,11 +120,10 @@ class TableImport:
         """Uploads a file with the metadata of its line, or brings the latter up to date."""
         try:
             path = _below(self.path.parent, row.file)
-            if upload_once(self.client, path, row.video, timeout_s=self.timeout_s):
-                counts.uploaded_count += 1
-            else:
+            done = upload_once(self.client, path, row.video, timeout_s=self.timeout_s)
+            if done.unchanged_count:
                 self.client.update_video(row.video, _UPDATED_FIELDS, timeout_s=self.timeout_s)
-                counts.unchanged_count += 1
+            counts.add(done)
         except (ValueError, *REFUSALS) as error:
             self._report(row.line, f"{row.file}: {refusal(error)}")
             counts.refused_count += 1
