@@ -13,7 +13,13 @@ import pytest
 
 import keek
 from keek.cli.importing.journal import Ranges
-from keek.cli.importing.parquet_file import TableError, count_rows, is_parquet, read_rows
+from keek.cli.importing.parquet_file import (
+    PARQUET_COLUMNS,
+    TableError,
+    count_rows,
+    is_parquet,
+    read_rows,
+)
 from keek.cli.importing.rows import Line, Malformed, Row, Unread
 
 IDS = ["v1", "v2", "v3"]
@@ -70,6 +76,11 @@ def test_the_identifier_alone_suffices_and_nothing_is_unknown(file: Path) -> Non
     assert lines == [Row(1, keek.Video(video_id="v1"))]
 
 
+def test_columns_that_are_empty_in_all_rows_are_as_if_they_were_not_there(file: Path) -> None:
+    empty = {name: pa.nulls(2) for name in PARQUET_COLUMNS if name != "video_id"}
+    assert _videos(_read(file, video_id=IDS[:2], **empty)) == [keek.Video(video_id=name) for name in IDS[:2]]
+
+
 @pytest.mark.parametrize(
     "ids",
     [
@@ -105,6 +116,7 @@ def test_tags_are_lists_or_text(file: Path, tags: Any) -> None:
         (pa.array([1_714_550_400_123_456_789], pa.timestamp("ns")), "2024-05-01T08:00:00.123456Z"),
         (pa.array([dt.date(2024, 5, 1)]), "2024-05-01T00:00:00Z"),
         (pa.array(["2024-05-01T10:00:00+02:00"]), "2024-05-01T08:00:00Z"),
+        (pa.array(["2024-05-01T10:00:00+02:00"]).dictionary_encode(), "2024-05-01T08:00:00Z"),
         (pa.array([-1_500_000], pa.timestamp("us")), "1969-12-31T23:59:58.500Z"),
     ],
 )

@@ -54,6 +54,10 @@ def durations_s(column: Any, bad: dict[int, str]) -> list[float]:
 
 def times(column: Any, bad: dict[int, str]) -> list[Timestamp | None]:
     """From timestamps, in UTC where they have no zone, from dates, or from text as in CSV."""
+    if pa.types.is_null(column.type):
+        return [None] * len(column)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
         return _each(texts(column), lambda text: timestamp(parse_time(text)), None, bad)
     if pa.types.is_date(column.type):
@@ -76,6 +80,8 @@ def vectors(column: Any, bad: dict[int, str]) -> list[bytes]:
 
     From lists of CLIP_DIMENSION numbers of any float type, of any length but 0.
     """
+    if pa.types.is_null(column.type):
+        return [b""] * len(column)
     if not (_is_list(column.type) and pa.types.is_floating(column.type.value_type)):
         raise ColumnError(f"clip_vector is of type {column.type}, not a list of float numbers")
     lengths = _lengths(column)
