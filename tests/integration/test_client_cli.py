@@ -311,6 +311,16 @@ async def test_a_reader_that_has_enough_ends_the_program_quietly(server: Server)
 
 
 @pytest.mark.parametrize("arguments", [["explain", "u1", "v7"], ["feed", "u1"], ["like", "u1", "v1"]])
+async def test_output_that_cannot_be_written_is_said_once(server: Server, arguments: list[str]) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    done = await finish(await start(server.target, *arguments, stdout=full))
+    silent = await finish(await start(server.target, *arguments, stdout=full, stderr=full))
+    os.close(full)
+    assert (done.code, done.err) == (1, "keek: [Errno 28] No space left on device\n")
+    assert silent.code == 1
+
+
+@pytest.mark.parametrize("arguments", [["explain", "u1", "v7"], ["feed", "u1"], ["like", "u1", "v1"]])
 async def test_a_reader_that_has_gone_before_the_answer_ends_the_program_quietly(
     server: Server, arguments: list[str]
 ) -> None:

@@ -36,21 +36,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _run(arguments)
-        # Here, where it is handled, and not at exit, when the reader of a pipe has gone.
+        # What was printed before an error.
         sys.stdout.flush()
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # Whoever read the output has enough. Python would flush again at exit, and complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read the output has enough.
+        _drop_output()
         return EXIT_BROKEN_PIPE
+    except OSError:
+        # The disk is full, as `_run` has said, or could not say either.
+        _drop_output()
+        return EXIT_FAILED
     return code
+
+
+def _drop_output() -> None:
+    """Python would flush what is left once more at exit, complain, and set another exit code."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nothing, stream.fileno())
 
 
 def _run(arguments: argparse.Namespace) -> int:
     try:
         with Client(arguments.target, admin_token=admin_token(arguments)) as client:
             code: int = arguments.run(client, arguments)
+            # Here, where it is handled, and not at exit, when the disk is full or the reader has gone.
+            sys.stdout.flush()
             return code
     except CallError as error:
         note(f"keek: {_explained(error, arguments.target)}")
