@@ -12,6 +12,7 @@ from keek_server.releases.fleet import Figures, Fleet, ServerStatus
 from keek_server.releases.plan import ReleaseState, Trial, TrialKind
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.storage.database import Database
+from keek_server.storage.tables import activations
 
 
 @pytest.fixture
@@ -45,6 +46,19 @@ async def test_rollbacks_pass_by_what_was_gone_back_from_however_often_it_was_tr
     with pytest.raises(FailedPreconditionError, match="no release was active before c"):
         await registry.roll_back("")
     assert await registry.predecessor() is None
+
+
+async def test_what_a_rollback_went_to_is_gone_back_to_though_the_history_has_no_way_to_it(
+    registry: ReleaseRegistry, database: Database
+) -> None:
+    """As where two releases took turns, once."""
+    for number, name in enumerate("ababab"):
+        row = {"release_id": name, "activate_time_us": now_us(), "reason": "", "is_rollback": number > 2}
+        row |= {"trial_release_id": "", "trial_kind": 0, "trial_percent": 0.0}
+        async with database.write() as connection:
+            await connection.execute(activations.insert().values(row))
+    await registry.activate("c", "")
+    assert await registry.predecessor() == "b"
 
 
 async def test_a_trial_neither_makes_nor_moves_what_a_rollback_goes_to(registry: ReleaseRegistry) -> None:

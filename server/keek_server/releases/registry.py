@@ -322,6 +322,9 @@ def _before(connection: sa.Connection) -> str | None:
         if is_rollback:
             while arrived and arrived[-1] != release_id:
                 left.add(arrived.pop())
+            if not arrived:
+                arrived.append(release_id)
+                left.discard(release_id)
         else:
             arrived.append(release_id)
             left.discard(release_id)
