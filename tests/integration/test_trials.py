@@ -19,8 +19,10 @@ from keek_server.app import App, open_app
 from keek_server.embedded import EmbeddedStack
 from keek_server.errors import FailedPreconditionError, UnavailableError
 from keek_server.releases.manifest import Manifest
+from keek_server.releases.opening import ReleaseOpener
 from keek_server.releases.plan import Plan, Trial, TrialKind
 from keek_server.releases.registry import ReleaseRegistry
+from keek_server.releases.release import Release
 from keek_server.retrieval.fresh import VECTORS
 from keek_server.settings import Settings
 from keek_server.storage.database import Database, open_database
@@ -90,7 +92,7 @@ class Server:
         return [(await self.client.list_feed(user)).release_id for _ in range(rounds) for user in users]
 
     async def carried_out(self, plan: Plan) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while self.app.live.served.seq != plan.seq:
                 self.app.live.notify()
                 await asyncio.sleep(0.02)
@@ -155,7 +157,7 @@ async def canary(releases: Releases, percent: float) -> Plan:
 
 async def plan_after(releases: Releases, seq: int) -> Plan:
     """The plan that somebody makes by itself."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             plan = await releases.registry.plan()
             assert plan is not None
@@ -303,7 +305,7 @@ async def test_without_the_control_token_a_model_that_is_gone_is_a_problem_and_n
     async with serving(releases, triton_control_token=None) as server:
         await releases.unload()
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while "user_tower" not in server.app.live.problem:
                     server.app.live.notify()
                     await asyncio.sleep(0.05)
@@ -312,7 +314,7 @@ async def test_without_the_control_token_a_model_that_is_gone_is_a_problem_and_n
             assert feed.degradations
         finally:
             await releases.load()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while server.app.live.problem:
                 server.app.live.notify()
                 await asyncio.sleep(0.05)
@@ -323,7 +325,7 @@ async def test_a_release_that_cannot_serve_changes_nothing_and_is_taken_once_it_
 ) -> None:
     async with releases.lost(releases.second):
         plan = await releases.registry.activate(releases.second.release_id, "too early")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not server.app.live.problem:
                 server.app.live.notify()
                 await asyncio.sleep(0.02)
@@ -358,6 +360,33 @@ async def test_going_back_does_not_wait_for_a_release_that_triton_takes_long_to_
     monkeypatch.undo()
     await server.carried_out(await releases.registry.activate(releases.second.release_id, "in time"))
     assert set(await server.feeds(releases.users)) == {releases.second.release_id}
+
+
+async def test_pins_that_change_while_others_are_seen_to_are_not_forgotten(
+    releases: Releases, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    third = releases.third.release_id
+    # Nothing but what is said makes it look.
+    async with serving(releases, release_poll_s=600.0) as server:
+        live = server.app.live
+        live.pin([third])
+        await eventually(lambda: live.pinned(third) is not None)
+        began, go_on = asyncio.Event(), asyncio.Event()
+        ensure_loaded = ReleaseOpener.ensure_loaded
+
+        async def late(opener: ReleaseOpener, release: Release) -> None:
+            began.set()
+            await go_on.wait()
+            await ensure_loaded(opener, release)
+
+        monkeypatch.setattr(ReleaseOpener, "ensure_loaded", late)
+        live.notify()
+        await began.wait()
+        live.pin([])
+        # So that it is seen before the work has ended.
+        await asyncio.sleep(0.2)
+        go_on.set()
+        await eventually(lambda: live.pinned(third) is None)
 
 
 async def test_a_release_whose_tower_is_gone_is_let_go_of_and_not_asked_any_more(
@@ -413,7 +442,7 @@ async def test_a_release_whose_model_is_gone_cannot_be_looked_at_and_the_reason_
 async def test_a_server_that_starts_opens_what_a_rollback_would_go_to(releases: Releases) -> None:
     await releases.registry.activate(releases.second.release_id, "new")
     async with serving(releases) as server:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while server.app.live.served.previous is None:
                 server.app.live.notify()
                 await asyncio.sleep(0.02)

@@ -130,6 +130,13 @@ class LiveRelease:
 
     async def follow(self) -> None:
         """Carries out whatever the plan says, until cancelled."""
+        try:
+            await self._follow()
+        finally:
+            for each in self.served.held:
+                each.retire()
+
+    async def _follow(self) -> None:
         said = ""
         while True:
             self._woken.clear()
@@ -193,8 +200,10 @@ class LiveRelease:
     async def _while_newest(self, plan: Plan, work: Coroutine[Any, Any, None]) -> None:
         """Triton may take minutes to load something: a newer plan, which may go back, does not wait."""
         task = asyncio.create_task(work)
+        is_woken = False
         try:
             while not task.done():
+                is_woken = is_woken or self._woken.is_set()
                 self._woken.clear()
                 woken = asyncio.create_task(self._woken.wait())
                 await asyncio.wait([task, woken], timeout=self._poll_s, return_when=asyncio.FIRST_COMPLETED)
@@ -208,6 +217,9 @@ class LiveRelease:
         finally:
             task.cancel()
             await asyncio.wait([task])
+            if is_woken:
+                # What was said meanwhile, other pins perhaps, the work may have been past already.
+                self._woken.set()
 
     async def _is_outdated(self, plan: Plan) -> bool:
         try:
@@ -282,8 +294,11 @@ class LiveRelease:
         if self.served.previous is not None:
             return
         release_id = await self._registry.predecessor()
+        active = self.served.active
         if release_id is None or release_id == self._unopened:
             return
+        if active is not None and active.release.id == release_id:
+            return  # What comes after it cannot be served yet.
         try:
             previous = await self._ready(release_id)
         except KeekError as error:
