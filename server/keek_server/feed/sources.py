@@ -7,6 +7,7 @@ from typing import Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import numpy.typing as npt
 
 from keek_server.errors import UnavailableError
 from keek_server.feed.history import kept_vector, user_vector
@@ -236,6 +237,7 @@ class PopularSource:
 
     def __init__(self) -> None:
         self._listed: WeakKeyDictionary[Corpus, list[Listed]] = WeakKeyDictionary()
+        self._owned: WeakKeyDictionary[Corpus, _Owned] = WeakKeyDictionary()
 
     def enabled(self, _context: FeedContext) -> bool:
         """For everyone: it also refills what others leave open."""
@@ -254,8 +256,7 @@ class PopularSource:
         if allowed is not None:
             columns = {name: corpus.columns[name][corpus.popular] for name in FILTERED_COLUMNS}
             if context.query.blocked_owners:
-                popular = _as_owned_now(context, popular)
-                columns["owners"] = np.array([video.owner for video in popular], np.uint64)
+                _, popular, columns["owners"] = self._as_owned_now(context)
             listed = compress(popular, allowed(columns))
         chosen = _choose(context, listed, self.source, _MARGIN * count)
         if len(chosen) < count and allowed is None:
@@ -271,6 +272,26 @@ class PopularSource:
             listed = self._listed[corpus] = _list_popular(corpus)
         return listed
 
+    def _as_owned_now(self, context: FeedContext) -> "_Owned":
+        """The list with the owners that its videos have by now; looked up again when anything has changed."""
+        corpus, index = context.serving.release.corpus, context.serving.fresh.index
+        known = self._owned.get(corpus)
+        if known is None or known.change_count != index.change_count:
+            popular = self._popular(corpus)
+            owners = context.owners_of([video.video_id for video in popular])
+            now = [video._replace(owner=owners.get(video.video_id, video.owner)) for video in popular]
+            column = np.array([video.owner for video in now], np.uint64)
+            known = self._owned[corpus] = _Owned(index.change_count, now, column)
+        return known
+
+
+class _Owned(NamedTuple):
+    """The popular list as it is after a number of changes of an index."""
+
+    change_count: int
+    listed: list[Listed]
+    owners: npt.NDArray[np.uint64]
+
 
 def _rest(corpus: Corpus, start: int) -> Iterator[Listed]:
     """Videos of the release as they come, from some row on: more than a user has seen and been served."""
@@ -285,19 +306,6 @@ def _list_popular(corpus: Corpus) -> list[Listed]:
     ids = corpus.ids.ids_of(corpus.popular)
     owners = corpus.columns["owners"][corpus.popular].tolist()
     return list(map(Listed, ids, map(hash_id, ids), owners, corpus.popularity.tolist()))
-
-
-def _as_owned_now(context: FeedContext, listed: Sequence[Listed]) -> list[Listed]:
-    """Videos of the release with the owners that they have by now."""
-    fresh = context.serving.fresh.index.fresh
-    # All others have the owner that they had: to look them up as well would take a millisecond.
-    changed = [place for place, video in enumerate(listed) if video.video_id in fresh]
-    owners = context.owners_of([listed[place].video_id for place in changed])
-    now = list(listed)
-    for place in changed:
-        video = now[place]
-        now[place] = video._replace(owner=owners.get(video.video_id, video.owner))
-    return now
 
 
 def _choose(
