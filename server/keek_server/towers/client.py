@@ -55,12 +55,18 @@ class TowerClient:
             float32 [n, DIMENSION].
 
         Raises:
-            UnavailableError: Triton is gone, late, refuses, or another version answered.
+            UnavailableError: Triton is gone, late, refuses, another version answered, or not a row for each.
         """
         inputs = [_tensor(spec, features[spec.name]) for spec in tower.inputs]
         output = triton.InferRequestedOutput(tower.output.name)
         result = await self.infer(tower, version, inputs, output, deadline_s=deadline_s)
         vectors: Float32Array = result.as_numpy(tower.output.name)
+        row_count = len(features[tower.inputs[0].name])
+        if len(vectors) != row_count:
+            # Answers are shared out by rows.
+            raise UnavailableError(
+                f"{tower.model} version {version} gave {len(vectors)} rows, not {row_count}"
+            )
         return vectors
 
     async def infer(
@@ -172,18 +178,6 @@ class TowerClient:
         with _translated("Triton does not answer"):
             metadata = await self._client.get_server_metadata(client_timeout=_CHECK_DEADLINE_S)
         return str(metadata.version)
-
-
-def check_shape(vectors: Float32Array, shape: tuple[int, ...], tower: TowerContract, version: int) -> None:
-    """Of an answer that is shared out by its rows.
-
-    Raises:
-        UnavailableError: It has another shape.
-    """
-    if vectors.shape != shape:
-        raise UnavailableError(
-            f"{tower.model} version {version} gave vectors {list(vectors.shape)}, not {list(shape)}"
-        )
 
 
 @contextmanager

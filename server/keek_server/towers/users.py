@@ -8,8 +8,8 @@ import numpy as np
 
 from keek_server.batching import Batcher
 from keek_server.breaker import Breaker
-from keek_server.towers.client import TowerClient, check_shape
-from keek_server.towers.contract import DIMENSION, USER_TOWER
+from keek_server.towers.client import TowerClient
+from keek_server.towers.contract import USER_TOWER
 from keek_server.towers.features import Float32Array, Int32Array, Tensors, user_features
 from keek_server.towers.kept import KeptVectors
 
@@ -60,9 +60,9 @@ async def background_vectors(towers: TowerClient, version: int, users: Sequence[
     vectors = np.empty((len(users), *USER_TOWER.output.shape), np.float32)
     for start in range(0, len(users), _BACKGROUND_ROWS):
         batch = users[start : start + _BACKGROUND_ROWS]
-        own = await towers.vectors(USER_TOWER, version, user_batch(batch), deadline_s=_BACKGROUND_DEADLINE_S)
-        check_shape(own, (len(batch), DIMENSION), USER_TOWER, version)
-        vectors[start : start + len(batch)] = own
+        vectors[start : start + len(batch)] = await towers.vectors(
+            USER_TOWER, version, user_batch(batch), deadline_s=_BACKGROUND_DEADLINE_S
+        )
     return vectors
 
 
@@ -108,5 +108,4 @@ class UserVectors:
             vectors = await self._towers.vectors(
                 USER_TOWER, self._version, user_batch(batch), deadline_s=self._deadline_s
             )
-            check_shape(vectors, (len(batch), DIMENSION), USER_TOWER, self._version)
         return list(vectors)
