@@ -197,6 +197,8 @@ async def test_a_server_that_stops_at_any_moment_of_a_write_logs_each_page_once(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exposures_module, "_FLUSH_S", 0.0)
+    monkeypatch.setattr(exposures_module, "_CLOSING_S", 60.0)
+    database._deadline_s = 60.0
     users = []
     for stopped_ms in (0, 2, 4, 6, 8, 10, 15, 20, 30):
         log = ExposureLog(database)

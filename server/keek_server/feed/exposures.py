@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 _MAX_WAITING = 20_000
 _MAX_ROWS = 2_000
 _FLUSH_S = 0.5
-_CLOSING_S = 10.0
-"""A write that is under way and one more, each with the database's deadline."""
+_CLOSING_S = 6.0
+"""One write with the database's deadline: after one that was late another would be, too."""
 _SETTLING_S: Final = 3.0
 """SQLAlchemy gives a connection two seconds to close."""
 _REMEMBERED_US: Final = 30 * 24 * 3600 * 1_000_000
