@@ -88,12 +88,7 @@ class CsvTail:
         Raises:
             SetupError: When another row stands at the position than the one that is in the file.
         """
-        if not position.tail:
-            return
-        row = await self._log.at(position.seq)
-        if row is None and position.seq <= (await self._log.extent()).pruned_seq:
-            return
-        if row is None or tail_of(row) != position.tail:
+        if position.tail and not await self._log.holds(position.seq, position.tail):
             raise self._file.lost_rows()
 
     async def _append(

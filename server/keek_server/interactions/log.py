@@ -12,7 +12,7 @@ from keek_server.clock import now_us
 from keek_server.interactions.append import Interaction, append
 from keek_server.interactions.kinds import KINDS
 from keek_server.interactions.recent import RecentRows
-from keek_server.interactions.rows import LoggedInteraction
+from keek_server.interactions.rows import LoggedInteraction, tail_of
 from keek_server.storage.database import Database
 from keek_server.storage.partitions import MonthlyPartitions
 from keek_server.storage.tables import interactions as table
@@ -107,6 +107,16 @@ class InteractionLog:
         """The row with a number, as the database has it at this moment."""
         rows = await self._rows(_COLUMNS.where(table.c.seq == seq))
         return rows[0] if rows else None
+
+    async def holds(self, seq: int, tail: str) -> bool:
+        """Whether the row with a number still has this `tail_of`, or was pruned.
+
+        In a log that was restored from a backup it may be another.
+        """
+        row = await self.at(seq)
+        if row is None:
+            return seq <= (await self.extent()).pruned_seq
+        return tail_of(row) == tail
 
     async def history(self, user_id: str, limit: int) -> list[LoggedInteraction]:
         """A user's latest interactions, newest last."""

@@ -12,8 +12,8 @@ from keek_server.clock import now_us
 from keek_server.errors import KeekError
 from keek_server.interactions.log import InteractionLog
 from keek_server.interactions.projection import Projection
-from keek_server.interactions.rows import LoggedInteraction, tail_of
-from keek_server.interactions.writer import Generation, Lease, LeaseLostError, ProjectionWriter
+from keek_server.interactions.rows import LoggedInteraction
+from keek_server.interactions.writer import Lease, LeaseLostError, ProjectionWriter
 from keek_server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -153,7 +153,7 @@ class Projector:
         if current is None:
             self._serving = None
             return True
-        if not await self._is_of_this_log(current):
+        if not await self._log.holds(current.seq, current.tail):
             logger.warning("Redis holds rows that the log does not: nobody reads it until it is built anew")
             self._serving = None
             self._log.forget_recent()
@@ -172,13 +172,6 @@ class Projector:
         if min(generations, default=current.number) < current.number:
             self._clean(current.number)
         return is_pruned or max(generations, default=0) > current.number
-
-    async def _is_of_this_log(self, current: Generation) -> bool:
-        extent = await self._log.extent()
-        if current.seq <= extent.pruned_seq:
-            return True
-        row = await self._log.at(current.seq)
-        return row is not None and tail_of(row) == current.tail
 
     async def _begin(self) -> _Target:
         extent = await self._log.extent()
