@@ -235,6 +235,9 @@ async def test_an_upload_that_is_forgotten_while_it_is_received_is_sent_again(
     with pytest.raises(OutOfRangeError, match="from 0 on"):
         await resume(receiver, upload_id, forget)
     await receiver.aclose()
+    # Nobody may come back.
+    await clean_up(database, media, stored)._files.go()
+    assert kept(media) == []
     made = await send(receiver, upload_id)
     await receiver.aclose()
     await clean_up(database, media, stored)._files.go()

@@ -14,6 +14,7 @@ from keek_server.errors import (
     InvalidArgumentError,
     KeekError,
     MediaProblem,
+    NotFoundError,
     OutOfRangeError,
 )
 from keek_server.settings import Settings
@@ -190,8 +191,17 @@ class Spool:
                 await self._media.drop_parts(self._upload.upload_id)
             elif self._buffer:
                 await self._save_part()
+        except NotFoundError:
+            # It was forgotten meanwhile, and nobody finds by it what came since.
+            await self._forget_parts()
         except KeekError as error:
             logger.warning("upload %s: %s", self._upload.upload_id, error)
+
+    async def _forget_parts(self) -> None:
+        try:
+            await self._media.drop_parts(self._upload.upload_id)
+        except KeekError as error:
+            logger.warning("parts of upload %s stay: %s", self._upload.upload_id, error)
 
     async def _append(self) -> None:
         """Appends what the local file lacks."""
