@@ -16,6 +16,7 @@ from publisher import PART, PRUNING, REMOVING, STEPS, measure, preflight, report
 from tritonclient.grpc import aio as triton
 
 from keek_server.embedded import EmbeddedStack
+from keek_server.errors import SetupError
 from keek_server.releases.manifest import Manifest
 from keek_server.releases.plan import ReleaseState
 from keek_server.releases.registry import ReleaseRegistry
@@ -231,6 +232,19 @@ async def test_a_version_without_its_model_is_removed_by_the_next_publish(
         await publish(TowerSource.of_run(run), settings)
         await check_serving(settings, database)
         await check_tidy(settings, database)
+
+
+async def test_a_version_that_serves_and_has_lost_its_model_is_said_and_stays(
+    settings: Settings, run: Run
+) -> None:
+    async with open_database(settings) as database:
+        version = (await check_serving(settings, database)).user_tower.version
+        model = settings.model_repository / "user_tower" / str(version) / "model.onnx"
+        aside = model.rename(model.with_name("aside"))
+        with pytest.raises(SetupError, match=rf"user_tower/{version} has lost its model.onnx"):
+            await publish(TowerSource.of_run(run), settings)
+        assert aside.rename(model).is_file()
+        await check_serving(settings, database)
 
 
 async def test_a_complete_release_that_is_damaged_or_judged_by_other_terms_is_built_again(

@@ -30,13 +30,12 @@ from keek_server.towers.contract import USER_TOWER
 from keek_training.hourly.state import LogRange, Round
 from keek_training.hourly.steps import HourlySteps
 from keek_training.publishing import building, embedding, examination
-from keek_training.publishing import publish as publishing
 from keek_training.publishing.embedding import embed
 from keek_training.publishing.journal import Journal
 from keek_training.publishing.kept import KeptRelease
 from keek_training.publishing.lock import LOCK_FILE, publishing_alone
 from keek_training.publishing.publish import HeldUpError, Wishes, publish
-from keek_training.publishing.repository import MODEL_FILE
+from keek_training.publishing.repository import MODEL_FILE, prune_versions, remove_aside
 from keek_training.publishing.source import TowerSource
 
 
@@ -166,15 +165,29 @@ async def test_folders_of_releases_that_are_not_kept_are_removed_and_their_rows_
 
 
 @pytest.mark.usefixtures("light_gates")
-async def test_what_is_old_and_cannot_be_removed_does_not_fail_the_publish(
-    settings: Settings, run: TowerSource, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_versions_that_cannot_be_removed_keep_no_others_from_going(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def not_removed(*_: object) -> None:
-        raise PermissionError("not ours")
+    folders = [tmp_path / "user_tower" / str(version) for version in (1, 2, 3)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "model.onnx").write_bytes(b"model")
+    rmtree = shutil.rmtree
 
-    monkeypatch.setattr(publishing, "prune_versions", not_removed)
-    assert (await publish(run, settings)).release_id == await active(settings)
-    assert "what is old stays until the next release: not ours" in caplog.text
+    def refused(folder: Path) -> None:
+        if folder.name.startswith("1"):
+            raise PermissionError("not ours")
+        rmtree(folder)
+
+    monkeypatch.setattr(shutil, "rmtree", refused)
+    prune_versions(tmp_path, [], 2)
+    assert "a version that is not needed any more stays: not ours" in caplog.text
+    # Nor does what is left of it keep the next publish from beginning.
+    remove_aside(tmp_path / "user_tower")
+    assert {folder.name for folder in (tmp_path / "user_tower").iterdir()} == {"1.tmp", "3"}
+    monkeypatch.undo()
+    remove_aside(tmp_path / "user_tower")
+    assert [folder.name for folder in (tmp_path / "user_tower").iterdir()] == ["3"]
 
 
 def test_a_repository_that_is_not_there_is_said(settings: Settings, tmp_path: Path) -> None:

@@ -2,18 +2,15 @@
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.storage.database import Database
-from keek_training.publishing.repository import publish_folder
+from keek_training.publishing.repository import ASIDE, publish_folder, remove, remove_aside
 
 logger = logging.getLogger(__name__)
-
-_ASIDE = ".tmp"
 
 
 @contextmanager
@@ -23,17 +20,10 @@ def written_folder(release_dir: Path, release_id: str) -> Iterator[Path]:
     What an earlier publisher left is removed; no other one may be under way.
     """
     remove_aside(release_dir)
-    folder = release_dir / f"{release_id}{_ASIDE}"
+    folder = release_dir / f"{release_id}{ASIDE}"
     folder.mkdir()
     yield folder
     publish_folder(folder, release_dir / release_id)
-
-
-def remove_aside(folder: Path) -> None:
-    """Removes what somebody who ended before it was complete left in a folder of folders."""
-    for left_over in folder.glob(f"*{_ASIDE}"):
-        if left_over.is_dir():
-            shutil.rmtree(left_over)
 
 
 async def outdated_folders(database: Database, release_dir: Path) -> list[Path]:
@@ -54,6 +44,6 @@ def remove_folders(folders: Iterable[Path]) -> None:
     for folder in folders:
         try:
             # Nobody finds half a release, whenever this is cut off; the next publisher removes the rest.
-            shutil.rmtree(folder.rename(folder.with_name(folder.name + _ASIDE)))
+            remove(folder)
         except OSError as error:
             logger.warning("the folder of a release that is not needed any more stays: %s", error)

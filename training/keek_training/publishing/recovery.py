@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from keek_server.storage.database import Database
 from keek_server.storage.tables import activations
 from keek_server.towers.contract import MODELS
 from keek_server.videos.changes import ChangeFeed
-from keek_training.publishing.folders import remove_aside, remove_folders
+from keek_training.publishing.folders import remove_folders
 from keek_training.publishing.journal import Journal
+from keek_training.publishing.kept import ready_releases
 from keek_training.publishing.repository import (
     MODEL_FILE,
     load_models,
+    remove_aside,
     remove_broken,
     withdraw_version,
 )
@@ -51,8 +54,12 @@ async def take_up(
         database: Says what became of the release.
         milvus: Where a part of it may be.
         settings: Say where everything is.
+
+    Raises:
+        SetupError: When a model of a release that may serve is gone.
     """
-    await asyncio.to_thread(_remove_halves, settings)
+    in_use = [each.by_name for each in await ready_releases(database)]
+    await asyncio.to_thread(_remove_halves, settings, in_use)
     journal = Journal.load(settings.release_dir)
     state = await _state(database, journal.release_id) if journal else None
     if (
@@ -135,10 +142,10 @@ def _verified(folder: Path, repository: Path, milvus: Milvus | None) -> Manifest
     return manifest
 
 
-def _remove_halves(settings: Settings) -> None:
+def _remove_halves(settings: Settings, in_use: Iterable[Mapping[str, TowerVersion]]) -> None:
     for each in MODELS:
         remove_aside(settings.model_repository / each.model)
-    remove_broken(settings.model_repository)
+    remove_broken(settings.model_repository, in_use)
     remove_aside(settings.release_dir)
 
 

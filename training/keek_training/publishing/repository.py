@@ -22,6 +22,8 @@ from keek_server.towers.control import control_headers
 logger = logging.getLogger(__name__)
 
 MODEL_FILE = "model.onnx"
+ASIDE = ".tmp"
+"""Ends the name of a folder that is not complete."""
 _RESERVED = "last_version"
 
 _LOAD_DEADLINE_S = 120.0
@@ -73,12 +75,11 @@ def write_version(repository: Path, tower: TowerContract, version: int, model: P
     folder = repository / tower.model
     if not (folder / "config.pbtxt").is_file():
         raise SetupError(f"{folder} holds no config.pbtxt: is {repository} the model repository?")
-    for left_over in folder.glob("*.tmp"):
-        shutil.rmtree(left_over)
+    remove_aside(folder)
     final = folder / str(version)
     if final.exists():
         return _same_version(final / MODEL_FILE, version, model)
-    aside = folder / f"{version}.tmp"
+    aside = folder / f"{version}{ASIDE}"
     aside.mkdir()
     copy = aside / MODEL_FILE
     shutil.copyfile(model, copy)
@@ -113,9 +114,6 @@ def prune_versions(repository: Path, in_use: Iterable[Mapping[str, TowerVersion]
         in_use: The versions, by model, of each release that may serve, the new one included. Their
             numbers need not be the same for all models.
         version: The newest; a newer one may be another publisher's.
-
-    Raises:
-        OSError: When one cannot be removed.
     """
     used = {(model, entry.version) for release in in_use for model, entry in release.items()}
     for tower in MODELS:
@@ -123,20 +121,34 @@ def prune_versions(repository: Path, in_use: Iterable[Mapping[str, TowerVersion]
             if not folder.name.isdecimal() or int(folder.name) > version:
                 continue
             if (tower.model, int(folder.name)) not in used:
-                _remove(folder)
+                try:
+                    remove(folder)
+                except OSError as error:
+                    logger.warning("a version that is not needed any more stays: %s", error)
 
 
-def remove_broken(repository: Path) -> None:
+def remove_broken(repository: Path, in_use: Iterable[Mapping[str, TowerVersion]]) -> None:
     """Removes the versions without a file: beside one, Triton loads no version of a model.
 
     No publisher leaves one, since a version gets and loses its number as a whole; what else empties a
     folder may. No other publisher may be under way.
+
+    Args:
+        repository: The model repository.
+        in_use: See `prune_versions`.
+
+    Raises:
+        SetupError: When a release needs one: Triton, which may have it loaded, would drop it.
     """
+    used = {(model, entry.version) for release in in_use for model, entry in release.items()}
     for tower in MODELS:
         for folder in (repository / tower.model).glob("*"):
-            if folder.name.isdecimal() and not (folder / MODEL_FILE).is_file():
-                logger.warning("%s holds no %s and is removed", folder, MODEL_FILE)
-                _remove(folder)
+            if not folder.name.isdecimal() or (folder / MODEL_FILE).is_file():
+                continue
+            if (tower.model, int(folder.name)) in used:
+                raise SetupError(f"{folder} has lost its {MODEL_FILE}, which a release needs: restore it")
+            logger.warning("%s holds no %s and is removed", folder, MODEL_FILE)
+            remove(folder)
 
 
 def check_versions(repository: Path, models: Mapping[str, TowerVersion]) -> None:
@@ -198,12 +210,29 @@ async def withdraw_version(settings: Settings, version: int, models: Collection[
 def _remove_version(repository: Path, version: int, models: Iterable[str]) -> None:
     for model in models:
         with suppress(OSError):
-            _remove(repository / model / str(version))
+            remove(repository / model / str(version))
 
 
-def _remove(folder: Path) -> None:
-    """Triton may read the repository at any time: it finds the whole version, or none."""
-    shutil.rmtree(folder.rename(folder.with_name(f"{folder.name}.tmp")))
+def remove(folder: Path) -> None:
+    """Removes a folder that others may read at any time: they find all of it, or none.
+
+    Raises:
+        OSError: When something of it cannot be removed; nobody finds it all the same.
+    """
+    shutil.rmtree(folder.rename(folder.with_name(f"{folder.name}{ASIDE}")))
+
+
+def remove_aside(folder: Path) -> None:
+    """Removes what somebody who ended before it was complete left in a folder of folders.
+
+    An error is logged and no more: nobody reads it, and no number is used twice.
+    """
+    for left_over in folder.glob(f"*{ASIDE}"):
+        if left_over.is_dir():
+            try:
+                shutil.rmtree(left_over)
+            except OSError as error:
+                logger.warning("what was left aside stays: %s", error)
 
 
 def _has_versions(settings: Settings, model: str) -> bool:
