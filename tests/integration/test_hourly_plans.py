@@ -168,8 +168,23 @@ async def test_a_round_under_way_ends_no_trial_and_overrules_no_rollback(
     with pytest.raises(HeldUpError, match="r1 is being tried"):
         await asyncio.to_thread(steps.publish, under_way)
     await registry.roll_back("bad")
-    with pytest.raises(HeldUpError, match="second does not serve any more"):
+    with pytest.raises(HeldUpError, match="what serves is not second any more"):
         await asyncio.to_thread(steps.publish, under_way)
+
+
+async def test_a_run_whose_release_was_tried_is_left_to_those_who_tried_it(
+    database: Database, settings: Settings
+) -> None:
+    trained(settings, "first")
+    registry = await serve(database, "r1", "first", 1)
+    await registry.register(manifest("r2", 2).model_copy(update={"source": "hourly-1"}))
+    new = LogRange(log_id="log", after_seq=10, last_seq=20)
+    held_up = Round(run="hourly-1", base="first", new=new, step=Step.PUBLISH)
+    steps = HourlySteps(settings)
+    assert await asyncio.to_thread(steps.is_current, held_up)
+    await registry.start_trial(Trial("r2", TrialKind.CANARY, 5.0), "try")
+    await registry.end_trial("by itself: it fails")
+    assert not await asyncio.to_thread(steps.is_current, held_up)
 
 
 async def test_a_run_that_served_is_not_published_again_and_one_that_did_not_is(database: Database) -> None:

@@ -136,6 +136,17 @@ async def published_release(database: Database, run: str) -> str | None:
     return next((row.release_id for row in rows if row.manifest.get("source") == run), None)
 
 
+async def was_tried(database: Database, run: str) -> bool:
+    """Whether what a run became was tried beside another release, and never served all."""
+    c = activations.c
+    tried = sa.select(c.seq).where(c.trial_release_id == releases.c.release_id)
+    served = sa.select(c.seq).where(c.release_id == releases.c.release_id)
+    query = sa.select(releases.c.manifest).where(tried.exists(), ~served.exists())
+    async with database.read() as connection:
+        manifests = (await connection.execute(query)).scalars()
+        return any(manifest.get("source") == run for manifest in manifests)
+
+
 async def old_runs(database: Database, settings: Settings, given: str | None) -> list[Path]:
     """The folders of the job's own runs, but for the newest ones and those that a round may start from.
 

@@ -133,7 +133,7 @@ class _Job:
             self._give_up(current, f"step {current.step} was begun {current.tries} times in vain")
             return None
         if current.step is not Step.FEEDS and not self._steps.is_current(current):
-            logger.info("run %s is dropped: %s does not serve any more", current.run, current.base)
+            logger.info("run %s is dropped: its base does not serve any more, or it was tried", current.run)
             self._save(None)
             return None
         logger.info("going on with run %s at step %s", current.run, current.step)

@@ -17,7 +17,14 @@ from keek_server.settings import Settings
 from keek_server.storage.database import Database, open_database
 from keek_server.towers.client import open_towers
 from keek_training.config import TrainConfig
-from keek_training.hourly.bases import choose_base, old_runs, plan_round, published_release, trial_of
+from keek_training.hourly.bases import (
+    choose_base,
+    old_runs,
+    plan_round,
+    published_release,
+    trial_of,
+    was_tried,
+)
 from keek_training.hourly.feeds import write_cached_feeds
 from keek_training.hourly.reading import read_all, read_new
 from keek_training.hourly.state import Refusal, Round
@@ -63,6 +70,9 @@ class HourlySteps:
             async with open_database(self._settings) as database:
                 if not current.replaces and await published_release(database, current.run) is not None:
                     return True
+                if await was_tried(database, current.run):
+                    # Somebody looks after it, or has found that it should not serve.
+                    return False
                 return await self._base_serves(current, database)
 
         return asyncio.run(is_current())
@@ -138,7 +148,7 @@ class HourlySteps:
             if trial := trial_of(plan):
                 raise HeldUpError(trial)
             if not await self._base_serves(current, database):
-                raise HeldUpError(f"{current.base} does not serve any more")
+                raise HeldUpError(f"what serves is not {current.base or 'nothing'} any more")
         wishes = Wishes(after_seq=plan.seq if plan else None)
         async with self._stack() as settings:
             return (await publish(TowerSource.of_run(run), settings, wishes)).release_id
