@@ -59,8 +59,10 @@ class Supervisor:
         Raises:
             SetupError: When a worker does not start, or none does any more.
         """
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._hangup.set)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         with ExitStack() as stack:
+            stack.callback(loop.remove_signal_handler, signal.SIGHUP)
             address = self._reserve(stack, self._settings.listen, "KEEK_LISTEN")
             if self._settings.interactions_listen:
                 self._reserve(stack, self._settings.interactions_listen, "KEEK_INTERACTIONS_LISTEN")
