@@ -140,7 +140,7 @@ class Settings(BaseSettings):
     """Callers of WatchVideo at the same time, and as many of WatchTrending and of WatchReleases; further ones
     are refused."""
     watch_poll_s: Seconds = 0.25
-    """How often the database is asked for each of them."""
+    """How often the database is asked for each caller of WatchVideo."""
     clip_frames: Annotated[int, Field(ge=1, le=32)] = 8
     """Frames of a video that CLIP looks at."""
     catalogue_poll_s: Seconds = 0.1

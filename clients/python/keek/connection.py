@@ -75,7 +75,8 @@ class BaseConnection(abc.ABC, Generic[Channel, Stubs]):
             retry: When calls are made again; None means never.
             timeouts: Deadlines of calls that give no `timeout_s`.
             options: gRPC channel arguments by name, over `keek.channel.DEFAULT_OPTIONS`. The proxy of
-                `http_proxy` and its kin, which gRPC takes, is not asked for `localhost` and 127.0.0.1.
+                `http_proxy` and its kin, which gRPC takes, is not asked for this machine (`localhost`,
+                `127.…`, `[::1]`).
 
         Raises:
             ValueError: `admin_token` is empty, or has characters that no token has.

@@ -53,7 +53,7 @@ _VIOLATIONS_BYTES: Final = 3000
 _FIELD_BYTES: Final = 500
 _DESCRIPTION_BYTES: Final = 1000
 _FRAMING_BYTES: Final = 3
-"""Of one message in another that is no longer than these."""
+"""What a violation takes beside its own bytes: its tag, and a length of two bytes."""
 
 Trailers = tuple[tuple[str, str | bytes], ...]
 
