@@ -9,14 +9,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from patience import eventually
 from projecting import event
 
 from keek_server.commands import add_export_arguments, run_export
 from keek_server.interactions.csv_tail import CsvTail
 from keek_server.interactions.log import InteractionLog
 from keek_server.settings import Settings
-
-TIMEOUT_S = 60.0
 
 
 async def export_text(settings: Settings, out: Path) -> str:
@@ -45,9 +44,7 @@ async def grow(log: InteractionLog, count: int, *, first: int = 0) -> None:
 
 async def until_written(text: str, path: Path) -> None:
     """Waits until the file is what it should be, with its position written too."""
-    async with asyncio.timeout(TIMEOUT_S):
-        while text_of(path) != text or counted_bytes(path) != len(text.encode()):
-            await asyncio.sleep(0.01)
+    await eventually(lambda: text_of(path) == text and counted_bytes(path) == len(text.encode()))
 
 
 def text_of(path: Path) -> str:
@@ -73,6 +70,4 @@ def move_away(path: Path) -> None:
 async def until_logged(caplog: pytest.LogCaptureFixture, text: str) -> None:
     """Waits until something was said."""
     caplog.set_level(logging.INFO)
-    async with asyncio.timeout(TIMEOUT_S):
-        while text not in caplog.text:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: text in caplog.text)

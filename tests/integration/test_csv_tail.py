@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from csv_steps import (
-    TIMEOUT_S,
     export_text,
     grow,
     move_away,
@@ -31,6 +30,9 @@ from keek_server.settings import Settings
 from keek_server.storage.database import Database
 
 PROGRAM = Path(__file__).with_name("csv_tail_process.py")
+
+
+TIMEOUT_S = 60.0
 
 
 class Killed(BaseException):

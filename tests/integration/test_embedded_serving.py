@@ -201,6 +201,15 @@ asyncio.run(main())
 async def test_no_proxy_of_the_environment_is_asked_for_triton(serving: EmbeddedStack) -> None:
     proxy = f"http://127.0.0.1:{free_port()}"
     variables = {name: value for name, value in os.environ.items() if name != "no_proxy"}
-    variables |= {"http_proxy": proxy, "KEEK_TRITON_URL": str(serving.settings.triton_url)}
+    variables |= {
+        "http_proxy": proxy,
+        "KEEK_TRITON_URL": str(serving.settings.triton_url),
+        "KEEK_STARTUP_TIMEOUT_S": "60",
+    }
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", REACHES_TRITON, env=variables)
-    assert await process.wait() == 0
+    try:
+        assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()

@@ -137,9 +137,10 @@ async def waiting(database: Database) -> list[str]:
 
 
 async def is_ready(catalogue: Catalogue, video_id: str) -> None:
-    async with asyncio.timeout(10):
-        while (await catalogue.get(video_id)).state is not VideoState.READY:
-            await asyncio.sleep(0.01)
+    async def holds() -> bool:
+        return (await catalogue.get(video_id)).state is VideoState.READY
+
+    await eventually(holds)
 
 
 @pytest.fixture

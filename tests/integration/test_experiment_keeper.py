@@ -51,14 +51,11 @@ async def registry(database: Database) -> ExperimentRegistry:
 
 
 async def test_an_arm_that_does_harm_is_stopped_once_and_weights_follow(registry: ExperimentRegistry) -> None:
-    weights = {
-        "control": 0.2,
-        "slow": 0.1,
-        "good": 0.7,
-    }  # of which the review that stops an arm makes nothing
+    weights = {"control": 0.2, "slow": 0.1, "good": 0.7}
     reports = Reports(
         {"guardrails": [verdict("slow", "stop"), verdict("good", "unknown")], "new_weights": weights}
     )
+    # The review that stops an arm changes no weights; the next one does.
     await keeper(registry, reports).review()
     assert (await registry.get("watched")).weights_time_us is None
     await keeper(registry, reports).review()

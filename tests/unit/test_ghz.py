@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +112,16 @@ async def test_ctrl_c_ends_the_load(tmp_path: Path, sleeps: str) -> None:
         kit / "run.sh", stdout=asyncio.subprocess.DEVNULL, process_group=0
     )
     count = 1 if sleeps == "record_interaction" else 3
-    await eventually(lambda: began.exists() and len(began.read_text("utf-8").split()) == count)
-    os.killpg(process.pid, signal.SIGINT)
-    async with asyncio.timeout(60):
-        assert await process.wait() == 130
-    runs = list(map(int, began.read_text("utf-8").split()))
-    await eventually(lambda: not any(map(runs_on, runs)))
+    try:
+        await eventually(lambda: began.exists() and len(began.read_text("utf-8").split()) == count)
+        os.killpg(process.pid, signal.SIGINT)
+        async with asyncio.timeout(60):
+            assert await process.wait() == 130
+        runs = list(map(int, began.read_text("utf-8").split()))
+        await eventually(lambda: not any(map(runs_on, runs)))
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def runs_on(pid: int) -> bool:
