@@ -92,7 +92,7 @@ class Settings(BaseSettings):
     waiting_limit: Annotated[int, Field(ge=3)] = 96
     """Calls that may wait until a server takes them up, one in a turn of its event loop. Some are refused
     from two thirds of it on. gRPC does that by itself, at no cost to the server, as CANCELLED."""
-    concurrency_limit_min: Annotated[int, Field(ge=2)] = 64
+    concurrency_limit_min: Annotated[int, Field(ge=2)] = 128
     """Feeds and searches that may be under way on a server at the same time, however slow they have become.
     Searches are refused at half of the limit already. Less keeps latencies lower in an overload, and refuses
     some calls when the machine pauses."""
