@@ -317,15 +317,10 @@ def _before(connection: sa.Connection) -> str | None:
     arrived: list[str] = []
     left: set[str] = set()  # gone back from since they came last
     for release_id, is_rollback in connection.execute(sa.select(c.release_id, c.is_rollback).order_by(c.seq)):
-        if arrived and arrived[-1] == release_id:
-            continue  # A trial began or ended.
-        if is_rollback:
-            while arrived and arrived[-1] != release_id:
-                left.add(arrived.pop())
-            if not arrived:
-                arrived.append(release_id)
-                left.discard(release_id)
-        else:
+        while is_rollback and arrived and arrived[-1] != release_id:
+            left.add(arrived.pop())
+        # Otherwise it was gone back to, or a trial beside it began or ended.
+        if arrived[-1:] != [release_id]:
             arrived.append(release_id)
             left.discard(release_id)
     return next((each for each in reversed(arrived) if each != arrived[-1] and each not in left), None)
