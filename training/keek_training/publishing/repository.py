@@ -115,16 +115,13 @@ def prune_versions(repository: Path, in_use: Iterable[Mapping[str, TowerVersion]
             numbers need not be the same for all models.
         version: The newest; a newer one may be another publisher's.
     """
-    used = {(model, entry.version) for release in in_use for model, entry in release.items()}
-    for tower in MODELS:
-        for folder in (repository / tower.model).glob("*"):
-            if not folder.name.isdecimal() or int(folder.name) > version:
-                continue
-            if (tower.model, int(folder.name)) not in used:
-                try:
-                    remove(folder)
-                except OSError as error:
-                    logger.warning("a version that is not needed any more stays: %s", error)
+    used = _used(in_use)
+    for folder in _versions(repository):
+        if int(folder.name) <= version and _key(folder) not in used:
+            try:
+                remove(folder)
+            except OSError as error:
+                logger.warning("a version that is not needed any more stays: %s", error)
 
 
 def remove_broken(repository: Path, in_use: Iterable[Mapping[str, TowerVersion]]) -> None:
@@ -140,15 +137,28 @@ def remove_broken(repository: Path, in_use: Iterable[Mapping[str, TowerVersion]]
     Raises:
         SetupError: When a release needs one: Triton, which may have it loaded, would drop it.
     """
-    used = {(model, entry.version) for release in in_use for model, entry in release.items()}
-    for tower in MODELS:
-        for folder in (repository / tower.model).glob("*"):
-            if not folder.name.isdecimal() or (folder / MODEL_FILE).is_file():
-                continue
-            if (tower.model, int(folder.name)) in used:
-                raise SetupError(f"{folder} has lost its {MODEL_FILE}, which a release needs: restore it")
-            logger.warning("%s holds no %s and is removed", folder, MODEL_FILE)
-            remove(folder)
+    used = _used(in_use)
+    for folder in _versions(repository):
+        if (folder / MODEL_FILE).is_file():
+            continue
+        if _key(folder) in used:
+            raise SetupError(f"{folder} has lost its {MODEL_FILE}, which a release needs: restore it")
+        logger.warning("%s holds no %s and is removed", folder, MODEL_FILE)
+        remove(folder)
+
+
+def _versions(repository: Path) -> list[Path]:
+    """The folders of all versions of all models."""
+    folders = (folder for each in MODELS for folder in (repository / each.model).glob("*"))
+    return [folder for folder in folders if folder.name.isdecimal()]
+
+
+def _used(releases: Iterable[Mapping[str, TowerVersion]]) -> set[tuple[str, int]]:
+    return {(model, entry.version) for release in releases for model, entry in release.items()}
+
+
+def _key(folder: Path) -> tuple[str, int]:
+    return folder.parent.name, int(folder.name)
 
 
 def check_versions(repository: Path, models: Mapping[str, TowerVersion]) -> None:
