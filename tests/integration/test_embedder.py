@@ -215,15 +215,22 @@ async def test_a_video_that_cannot_be_decoded_is_given_up_in_the_end_and_delays_
     await is_ready(catalogue, "good")
 
 
+@pytest.mark.parametrize(
+    ("what", "fault", "tries"),
+    [
+        ("fetching", UnavailableError("the storage is not reachable"), "fetched"),
+        ("decoding", OverloadedError("64 files wait to be decoded already", retry_after_s=2.0), "decoded"),
+    ],
+)
 @pytest.mark.usefixtures("working")
-async def test_a_storage_that_is_away_for_long_costs_no_video_its_vector(
-    database: Database, catalogue: Catalogue, world: World
+async def test_a_storage_or_decoder_that_is_of_no_use_for_long_costs_no_video_its_vector(
+    database: Database, catalogue: Catalogue, world: World, what: str, fault: Exception, tries: str
 ) -> None:
-    world.fetching = UnavailableError("the storage is not reachable")
+    setattr(world, what, fault)
     await store(database, "a", lease=False)
-    await eventually(lambda: world.fetched > 6)
+    await eventually(lambda: getattr(world, tries) > 6)
     assert (await catalogue.get("a")).state is VideoState.EMBEDDING
-    world.fetching = None
+    setattr(world, what, None)
     await is_ready(catalogue, "a")
     assert await catalogue.clip_vector("a") is not None
 
@@ -236,19 +243,6 @@ async def test_a_source_of_others_that_is_away_for_long_leaves_the_video_to_its_
     await store(database, "a", lease=False)
     await is_ready(catalogue, "a")
     assert await catalogue.clip_vector("a") is None
-
-
-@pytest.mark.usefixtures("working")
-async def test_a_decoder_that_has_too_much_to_do_for_long_costs_no_video_its_vector(
-    database: Database, catalogue: Catalogue, world: World
-) -> None:
-    world.decoding = OverloadedError("64 files wait to be decoded already", retry_after_s=2.0)
-    await store(database, "a", lease=False)
-    await eventually(lambda: world.decoded > 6)
-    assert (await catalogue.get("a")).state is VideoState.EMBEDDING
-    world.decoding = None
-    await is_ready(catalogue, "a")
-    assert await catalogue.clip_vector("a") is not None
 
 
 async def test_a_storage_that_is_away_is_not_asked_for_one_video_after_the_other(

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 import sqlalchemy as sa
-from schema_steps import to_step
+from schema_steps import leave_row
 
 from keek_server import metrics
 from keek_server.clock import now_us
@@ -136,6 +136,15 @@ async def test_what_could_not_be_written_waits_on(
     assert await logged(database) == ["u1"]
 
 
+async def leave(log: ExposureLog, began: asyncio.Event) -> None:
+    """Is cancelled in a write that goes on."""
+    left = asyncio.create_task(log.flush())
+    await began.wait()
+    left.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await left
+
+
 async def test_a_write_that_is_left_is_waited_for_and_not_begun_anew(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,11 +161,7 @@ async def test_a_write_that_is_left_is_waited_for_and_not_begun_anew(
     monkeypatch.setattr(database, "transact", slow)
     before = metrics.exposures_logged._value.get()
     log.apply(page("u1"))
-    left = asyncio.create_task(log.flush())
-    await stored.wait()
-    left.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await left
+    await leave(log, stored)
     closing = asyncio.create_task(log.aclose())
     await asyncio.sleep(0.05)
     assert not closing.done()
@@ -183,11 +188,7 @@ async def test_a_write_that_is_left_and_fails_is_repeated_when_the_log_is_closed
 
     monkeypatch.setattr(database, "transact", down_at_first)
     log.apply(page("u1"))
-    left = asyncio.create_task(log.flush())
-    await began.wait()
-    left.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await left
+    await leave(log, began)
     failed.set()
     await log.aclose()
     assert (begun, await logged(database)) == (2, ["u1"])
@@ -333,21 +334,8 @@ async def test_writers_that_are_long_gone_are_forgotten_and_others_are_not(datab
 
 
 async def test_exposures_from_before_there_were_writers_stay(settings: Settings) -> None:
-    engine = sa.ext.asyncio.create_async_engine(settings.database_url)
-    async with engine.begin() as connection:
-        await connection.run_sync(to_step, "0006")
-        if connection.dialect.name == "postgresql":
-            bounds = "FOR VALUES FROM (0) TO (10)"
-            await connection.execute(
-                sa.text(f"CREATE TABLE exposures_1970_01 PARTITION OF exposures {bounds}")
-            )
-        await connection.execute(
-            sa.text(
-                "INSERT INTO exposures (user_id, release_id, serve_time_us, slate)"
-                " VALUES ('old', 'r1', 5, '[]')"
-            )
-        )
-    await engine.dispose()
+    columns, values = "user_id, release_id, serve_time_us, slate", "'old', 'r1', 5, '[]'"
+    await leave_row(settings, "0006", "exposures", f"INSERT INTO exposures ({columns}) VALUES ({values})")
     async with open_database(settings) as database:
         log = ExposureLog(database)
         log.apply(page("new"))

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from projecting import LIKE, SKIP, VIEW, event
-from schema_steps import to_step
+from schema_steps import leave_row
 
 from keek_server.clock import now_us
 from keek_server.errors import SetupError, UnavailableError
@@ -86,21 +86,11 @@ async def test_how_long_videos_were_watched_is_kept_and_a_copy_changes_nothing(
 
 
 async def test_interactions_from_before_there_were_watched_times_have_none(settings: Settings) -> None:
-    engine = sa.ext.asyncio.create_async_engine(settings.database_url)
-    async with engine.begin() as connection:
-        await connection.run_sync(to_step, "0005")
-        if connection.dialect.name == "postgresql":
-            bounds = "FOR VALUES FROM (0) TO (10)"
-            await connection.execute(
-                sa.text(f"CREATE TABLE interactions_1970_01 PARTITION OF interactions {bounds}")
-            )
-        await connection.execute(
-            sa.text(
-                "INSERT INTO interactions (event_id, user_id, video_id, kind, event_time_us, record_time_us,"
-                " region, tags) VALUES ('018900000000700080000000000000ab', 'u1', 'v1', 1, 5, 5, '', '[]')"
-            )
-        )
-    await engine.dispose()
+    statement = (
+        "INSERT INTO interactions (event_id, user_id, video_id, kind, event_time_us, record_time_us,"
+        " region, tags) VALUES ('018900000000700080000000000000ab', 'u1', 'v1', 1, 5, 5, '', '[]')"
+    )
+    await leave_row(settings, "0005", "interactions", statement)
     async with open_database(settings) as database:
         old = event("u1", "v1", VIEW, event_id="018900000000700080000000000000ab", watched_ms=9)
         new = event("u1", "v2", VIEW, watched_ms=7)

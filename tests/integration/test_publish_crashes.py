@@ -206,6 +206,13 @@ async def test_what_a_killed_publisher_left_of_other_towers_is_removed(
         await check_tidy(settings, database)
 
 
+async def check_next(settings: Settings, run: Run, database: Database) -> None:
+    """The next publish works, and leaves nothing behind."""
+    await publish(TowerSource.of_run(run), settings)
+    await check_serving(settings, database)
+    await check_tidy(settings, database)
+
+
 async def test_an_old_version_that_was_removed_in_part_does_not_keep_triton_from_the_next(
     settings: Settings, run: Run
 ) -> None:
@@ -218,9 +225,7 @@ async def test_an_old_version_that_was_removed_in_part_does_not_keep_triton_from
         assert found == {
             path for path in settings.model_repository.glob("*_tower/*") if path.name.isdecimal()
         }
-        await publish(TowerSource.of_run(run), settings)
-        await check_serving(settings, database)
-        await check_tidy(settings, database)
+        await check_next(settings, run, database)
 
 
 async def test_a_version_without_its_model_is_removed_by_the_next_publish(
@@ -229,9 +234,7 @@ async def test_a_version_without_its_model_is_removed_by_the_next_publish(
     async with open_database(settings) as database:
         version = (await check_serving(settings, database)).user_tower.version + 1
         (settings.model_repository / "user_tower" / str(version)).mkdir()
-        await publish(TowerSource.of_run(run), settings)
-        await check_serving(settings, database)
-        await check_tidy(settings, database)
+        await check_next(settings, run, database)
 
 
 async def test_a_version_that_serves_and_has_lost_its_model_is_said_and_stays(

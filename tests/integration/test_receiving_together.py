@@ -219,14 +219,20 @@ async def test_an_upload_that_goes_on_is_not_forgotten_however_old_it_is(
     assert await stored_bytes(media, made.original_url) == CLIP
 
 
-@pytest.mark.parametrize("is_imported", [True, False])
-async def test_an_upload_that_is_forgotten_while_it_is_received_is_sent_again(
-    receiver: Receiver, database: Database, media: MediaStore, stored: Settings, is_imported: bool
-) -> None:
+async def begun(receiver: Receiver, database: Database, *, is_imported: bool) -> uuid.UUID:
+    """An upload that was cut off, of a video that may be known already."""
     if is_imported:
         await Catalogue(database).put([video("v1")])
     upload_id = uuid.uuid4()
     await cut_off(receiver, upload_id, end=CHUNK)
+    return upload_id
+
+
+@pytest.mark.parametrize("is_imported", [True, False])
+async def test_an_upload_that_is_forgotten_while_it_is_received_is_sent_again(
+    receiver: Receiver, database: Database, media: MediaStore, stored: Settings, is_imported: bool
+) -> None:
+    upload_id = await begun(receiver, database, is_imported=is_imported)
 
     async def forget() -> None:
         await made_old(database)
@@ -249,10 +255,7 @@ async def test_an_upload_that_is_forgotten_while_it_is_received_is_sent_again(
 async def test_an_upload_that_another_call_finds_bad_while_it_is_received_is_rejected(
     receiver: Receiver, database: Database, media: MediaStore, stored: Settings, is_imported: bool
 ) -> None:
-    if is_imported:
-        await Catalogue(database).put([video("v1")])
-    upload_id = uuid.uuid4()
-    await cut_off(receiver, upload_id, end=CHUNK)
+    upload_id = await begun(receiver, database, is_imported=is_imported)
 
     async def reject() -> None:
         await Uploads(database).reject(upload_id, BadMediaError(MediaProblem.DECODE_BOMB, "takes too long"))
