@@ -182,6 +182,31 @@ def test_a_bad_row_is_reported_and_the_others_are_read(file: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["video_id", "title", "tags", "create_time", "file"])
+def test_a_row_with_text_that_is_not_utf_8_is_reported_and_the_others_are_read(file: Path, name: str) -> None:
+    columns = {"video_id": pa.array(IDS), name: _text([b"v1", b"\xff\xfe", None])}
+    if name == "create_time":
+        columns[name] = _text([b"2024-05-01T08:00:00Z", b"\xff\xfe", None])
+    if name == "video_id":
+        columns[name] = _text([b"v1", b"\xff\xfe", b"v3"])
+    first, second, third = _read(file, **columns)
+    assert second == Malformed(2, "not valid UTF-8")
+    assert [row.video.video_id for row in (first, third) if isinstance(row, Row)] == ["v1", "v3"]
+
+
+def test_a_row_with_a_tag_that_is_not_utf_8_is_reported(file: Path) -> None:
+    values = _text([b"cats", b"dogs", b"\xff\xfe", b"food"])
+    lines = _read(file, video_id=IDS, tags=pa.ListArray.from_arrays([0, 2, 3, 4], values))
+    assert lines[1] == Malformed(2, "not valid UTF-8")
+    assert [list(row.video.tags) for row in lines if isinstance(row, Row)] == [["cats", "dogs"], ["food"]]
+
+
+def _text(values: list[bytes | None]) -> Any:
+    """Said to be text, which nothing checks."""
+    stored = pa.array(values, pa.binary())
+    return pa.Array.from_buffers(pa.string(), len(stored), stored.buffers())
+
+
 def test_columns_that_are_not_read_are_named(file: Path) -> None:
     lines = _read(file, video_id=["v1"], owner_id=["o1"], likes=[3])
     assert lines == [Unread(("likes",)), Row(1, keek.Video(video_id="v1", owner_id="o1"))]

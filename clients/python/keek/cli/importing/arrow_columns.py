@@ -26,21 +26,31 @@ class ColumnError(Exception):
     """A column whose type has no meaning here."""
 
 
-def texts(column: Any) -> list[str]:
+def texts(column: Any, bad: dict[int, str]) -> list[str]:
     """Strings without space around them, empty where there is none. Numbers are written out."""
-    trimmed = pc.utf8_trim_whitespace(_cast(column, pa.string()))
-    strings: list[str] = pc.fill_null(trimmed, "").to_numpy(zero_copy_only=False).tolist()
-    return strings
+    strings = _cast(column, pa.string())
+    try:
+        trimmed = pc.utf8_trim_whitespace(strings)
+    except pa.ArrowInvalid:
+        # Neither Parquet nor a cast looks at what is said to be text already.
+        is_text = [_is_text(value) for value in strings.cast(pa.binary()).to_pylist()]
+        bad.update({place: "not valid UTF-8" for place, good in enumerate(is_text) if not good})
+        trimmed = pc.utf8_trim_whitespace(pc.if_else(pa.array(is_text), strings, None))
+    found: list[str] = pc.fill_null(trimmed, "").to_numpy(zero_copy_only=False).tolist()
+    return found
 
 
 def tags(column: Any, bad: dict[int, str]) -> list[list[str]]:
     """From lists of strings, or from text as in CSV."""
     if not _is_list(column.type):
-        return _each(texts(column), split_tags, [], bad)
-    values = texts(column.flatten())
-    ends = np.cumsum(_lengths(column)).tolist()
-    starts = [0, *ends[:-1]]
-    return [clean_tags(values[start:end]) for start, end in zip(starts, ends, strict=True)]
+        return _each(texts(column, bad), split_tags, [], bad)
+    bad_values: dict[int, str] = {}
+    values = texts(column.flatten(), bad_values)
+    ends = np.cumsum(_lengths(column))
+    for place, reason in bad_values.items():
+        bad[int(np.searchsorted(ends, place, side="right"))] = reason
+    starts = [0, *ends[:-1].tolist()]
+    return [clean_tags(values[start:end]) for start, end in zip(starts, ends.tolist(), strict=True)]
 
 
 def durations_s(column: Any, bad: dict[int, str]) -> list[float]:
@@ -59,7 +69,7 @@ def times(column: Any, bad: dict[int, str]) -> list[Timestamp | None]:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        return _each(texts(column), lambda text: timestamp(parse_time(text)), None, bad)
+        return _each(texts(column, bad), lambda text: timestamp(parse_time(text)), None, bad)
     if pa.types.is_date(column.type):
         column = column.cast(pa.timestamp("us"))
     if not pa.types.is_timestamp(column.type):
@@ -105,6 +115,14 @@ def vectors(column: Any, bad: dict[int, str]) -> list[bytes]:
     for number, place in enumerate(places.tolist()):
         result[place] = content[number * size : (number + 1) * size]
     return result
+
+
+def _is_text(value: bytes | None) -> bool:
+    try:
+        (value or b"").decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _cast(column: Any, type_: Any) -> Any:

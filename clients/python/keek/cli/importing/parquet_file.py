@@ -101,9 +101,9 @@ def _rows(columns: dict[str, Any], first: int, last: int) -> Iterator[Row | Malf
     count = last - first + 1
     bad: dict[int, str] = {}
     try:
-        ids = read.texts(columns["video_id"])
+        ids = read.texts(columns["video_id"], bad)
         owners, titles, languages, regions, files = (
-            read.texts(columns[name]) if name in columns else [""] * count
+            read.texts(columns[name], bad) if name in columns else [""] * count
             for name in ("owner", "title", "language", "region", "file")
         )
         tags: Sequence[Sequence[str]] = read.tags(columns["tags"], bad) if "tags" in columns else [()] * count
