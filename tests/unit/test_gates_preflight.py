@@ -241,11 +241,10 @@ def test_a_tower_that_is_many_times_slower_than_the_live_one_is_refused(tmp_path
     assert refusal.name == "latency"
     assert refusal.value is not None
     assert refusal.value > SETTINGS.gate_latency
-    # Without a live release, and where its files have gone, milliseconds count: these are few enough.
-    results = preflight(source, None, SETTINGS)
-    assert failures(results) == []
+    # Without a live release, and where its files have gone, milliseconds count: more on a busy machine.
+    patient, strict = (SETTINGS.model_copy(update={"gate_latency_ms": ms}) for ms in (60_000.0, 2.0))
+    assert failures(preflight(source, None, patient)) == []
     gone = LiveTowers(tmp_path / "gone.onnx", tmp_path / "gone.onnx", 20)
-    strict = SETTINGS.model_copy(update={"gate_latency_ms": 0.5})
     (refusal,) = failures(preflight(source, gone, strict))
     assert refusal.name == "latency_ms"
 
