@@ -1,6 +1,7 @@
 """Small towers that keep the contract and pass the gates, and ways to break them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,22 @@ from keek_server.towers.contract import (
     VIDEO_TOWER,
     TowerContract,
 )
+from keek_training.gates.examine import Limits
 from keek_training.publishing.source import TowerSource
 
 ONNX_TYPES = {np.int32: TensorProto.INT32, np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16}
 RNG = np.random.default_rng(5)
 CLIP_WEIGHTS = RNG.normal(size=(CLIP_DIMENSION, DIMENSION)).astype(np.float32) / 8
 ID_TABLE = RNG.normal(size=(97, DIMENSION)).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class PatientLimits(Limits):
+    """Whoever takes too much processor time gets the time to, whatever else the machine has to do."""
+
+    @property
+    def wall_s(self) -> float:
+        return 250.0
 
 
 def model_of(

@@ -11,13 +11,13 @@ from benchmarks.broken_graphs import loops_for, make_slow
 from benchmarks.broken_models import BrokenModel, broken_models
 from benchmarks.rotated_towers import write_rotated
 from benchmarks.tower_files import TowerFiles, Towers
-from gate_towers import slow, video_tower
+from gate_towers import PatientLimits, slow, video_tower
 
 from keek_server.retrieval.build import IndexOptions, build_index
 from keek_server.settings import Settings
 from keek_server.towers.contract import USER_TOWER
 from keek_server.towers.features import Tensors, video_features
-from keek_training.gates.examine import Limits, examine
+from keek_training.gates.examine import examine
 from keek_training.gates.preflight import LiveTowers, preflight
 from keek_training.gates.verdict import RefusedError, failures
 from keek_training.golden import golden_users, golden_videos
@@ -47,7 +47,7 @@ def refusal(files: TowerFiles, live: TowerFiles) -> str:
     """What preflight says; empty when it finds nothing."""
     source = TowerSource.of_files(files.users, files.videos)
     serving = LiveTowers(live.users, live.videos, DEFAULT_HISTORY_LENGTH)
-    results = preflight(source, serving, SETTINGS, limits=Limits(cpu_s=5))
+    results = preflight(source, serving, SETTINGS, limits=PatientLimits(cpu_s=5))
     return str(RefusedError(results)) if failures(results) else ""
 
 
