@@ -2,6 +2,8 @@
 
 import socket
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
@@ -17,14 +19,16 @@ def registry() -> CollectorRegistry:
     return own
 
 
-def free_port(family: socket.AddressFamily, host: str) -> int:
-    try:
-        with socket.socket(family) as held:
+@contextmanager
+def held_port(family: socket.AddressFamily, host: str) -> Iterator[int]:
+    """A port that no connection of others takes before the endpoint listens on it, which reuses addresses."""
+    with socket.socket(family) as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
             held.bind((host, 0))
-            port: int = held.getsockname()[1]
-            return port
-    except OSError:
-        pytest.skip(f"this machine has no {host}")
+        except OSError:
+            pytest.skip(f"this machine has no {host}")
+        yield held.getsockname()[1]
 
 
 @pytest.mark.parametrize(
@@ -34,11 +38,11 @@ def free_port(family: socket.AddressFamily, host: str) -> int:
 def test_metrics_are_read_at_addresses_of_both_kinds(
     registry: CollectorRegistry, family: socket.AddressFamily, host: str, written: str
 ) -> None:
-    address = f"{written}:{free_port(family, host)}"
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with (
-        metrics_endpoint(address, registry),
-        direct.open(f"http://{address}/metrics", timeout=30) as answer,
+        held_port(family, host) as port,
+        metrics_endpoint(f"{written}:{port}", registry),
+        direct.open(f"http://{written}:{port}/metrics", timeout=30) as answer,
     ):
         assert b"answer 42.0" in answer.read()
 
