@@ -85,7 +85,7 @@ class Audience:
         appended = await self.parts.log.append([event(user_id, video_id) for user_id in user_ids])
         projector = self.parts.projector()
         async with beside(projector.run()):
-            assert await projector.wait_for(appended.seq, 10)
+            assert await projector.wait_for(appended.seq, 60)
         return appended.seq
 
     def publish(self, log_seq: int) -> None:

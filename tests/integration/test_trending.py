@@ -38,7 +38,7 @@ async def record(parts: Parts, events: list[Interaction]) -> None:
     appended = await parts.log.append(events)
     projector = parts.projector()
     async with beside(projector.run()):
-        assert await projector.wait_for(appended.seq, 10)
+        assert await projector.wait_for(appended.seq, 60)
 
 
 async def top_ids(parts: Parts, scope: str = "") -> list[str]:

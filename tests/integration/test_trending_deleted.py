@@ -46,7 +46,7 @@ async def catalogue(parts: Parts) -> Catalogue:
     )
     projector = parts.projector()
     async with beside(projector.run()):
-        assert await projector.wait_for(appended.seq, 10)
+        assert await projector.wait_for(appended.seq, 60)
     return catalogue
 
 

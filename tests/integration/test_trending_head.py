@@ -63,7 +63,7 @@ async def catalogue(parts: Parts) -> Catalogue:
     appended = await parts.log.append([event("u", id_, age_s=60.0 * n) for n, id_ in enumerate(IDS)])
     projector = parts.projector()
     async with beside(projector.run()):
-        assert await projector.wait_for(appended.seq, 10)
+        assert await projector.wait_for(appended.seq, 60)
     return catalogue
 
 
@@ -171,7 +171,7 @@ async def test_who_waits_for_the_feed_sees_it_in_what_trends(
     head = TrendingHead(trending, refresh_s=60.0)
     source = TrendingSource(trending, head, catalogue)
     projector = parts.projector()
-    recorder = Recorder(parts.log, catalogue, projector, head, wait_for_feed_s=10.0)
+    recorder = Recorder(parts.log, catalogue, projector, head, wait_for_feed_s=60.0)
     async with beside(projector.run()):
         assert ids(await source.candidates(context(), 1)) == IDS[:3]
         for fan in range(3):
