@@ -12,12 +12,15 @@ DEADLINES: Final = {
     "source_deadline_s": 20.0,
     "redis_deadline_s": 10.0,
     "sql_read_deadline_s": 10.0,
+    "wait_for_feed_s": 30.0,
 }
-"""Settings: no source is left out of a feed because the machine paused for a moment."""
+"""Settings: because the machine paused for a moment, no source is left out of a feed, and no interaction that
+it was waited for."""
 
 TIMEOUTS: Final = Timeouts(
     list_feed_s=60.0,
     explain_feed_s=60.0,
+    record_interaction_s=60.0,
     get_video_s=30.0,
     list_videos_s=30.0,
     update_video_s=30.0,

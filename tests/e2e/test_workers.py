@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from benchmarks.server_process import variables
-from patience import DEADLINES, eventually
+from patience import DEADLINES, TIMEOUTS, eventually
 
 import keek
 import keek.aio
@@ -97,7 +97,7 @@ async def test_workers_share_the_port_of_interactions_as_well(workers: Supervise
     own = workers.settings.interactions_listen
     assert own is not None
     for _ in range(4):
-        async with keek.aio.Client(own, options=OWN_CONNECTION) as client:
+        async with keek.aio.Client(own, options=OWN_CONNECTION, timeouts=TIMEOUTS) as client:
             assert await client.check_health("keek.v1.InteractionService")
             with pytest.raises(keek.UnimplementedError):
                 await client.list_feed("u1")
@@ -107,16 +107,20 @@ async def test_a_killed_worker_takes_its_own_connections_alone_and_is_replaced(w
     before = workers.pids()
     assert len(before) == WORKERS
     clients = [
-        keek.aio.Client(workers.address, retry=None, options=OWN_CONNECTION) for _ in range(CONNECTIONS)
+        keek.aio.Client(workers.address, retry=None, options=OWN_CONNECTION, timeouts=TIMEOUTS)
+        for _ in range(CONNECTIONS)
     ]
+
+    async def both_are_named() -> bool:
+        names = {server.name for server in (await clients[0].list_releases()).rollout.servers}
+        return {name.rpartition("#")[2] for name in names} >= {"1", "2"}
+
     try:
         await asyncio.gather(*(client.__aenter__() for client in clients))
         pages = await asyncio.gather(*(client.list_feed("u1") for client in clients))
         assert all(len(page.items) == 10 for page in pages)
         assert await workers.metric(r"keek_rpc_seconds_count\{.*ListFeed") == CONNECTIONS
-        names = {server.name for server in (await clients[0].list_releases()).rollout.servers}
-        assert {name.rpartition("#")[2] for name in names} >= {"1", "2"}
-
+        await eventually(both_are_named)
         watches = [client.watch_trending() for client in clients]
         ended = [asyncio.create_task(_watch(watch)) for watch in watches]
         await asyncio.sleep(1.0)
@@ -129,11 +133,11 @@ async def test_a_killed_worker_takes_its_own_connections_alone_and_is_replaced(w
         for task in ended:
             task.cancel()
         await asyncio.wait(ended)
-        async with keek.aio.Client(workers.address, options=OWN_CONNECTION) as client:
+        async with keek.aio.Client(workers.address, options=OWN_CONNECTION, timeouts=TIMEOUTS) as client:
             for _ in range(10):
                 assert len((await client.list_feed("u1")).items) == 10
+        await eventually(lambda: killed not in workers.pids())
         await workers.until_serving()
-        assert killed not in workers.pids()
         assert len(workers.pids() & before) == WORKERS - 1
         assert await workers.metric("keek_worker_restarts_total") == 1
         # What the dead one counted is not lost.
@@ -160,13 +164,13 @@ class Load:
     stopped: bool = False
 
     async def run(self, number: int) -> None:
-        async with keek.aio.Client(self.address, options=OWN_CONNECTION) as client:
+        async with keek.aio.Client(self.address, options=OWN_CONNECTION, timeouts=TIMEOUTS) as client:
             while not self.stopped:
                 event_id = str(uuid.uuid4())
                 try:
-                    feed = await client.list_feed(f"u{number}", timeout_s=20.0)
+                    feed = await client.list_feed(f"u{number}")
                     assert len(feed.items) == 10
-                    await client.like(f"u{number}", feed.items[0].video_id, event_id=event_id, timeout_s=20.0)
+                    await client.like(f"u{number}", feed.items[0].video_id, event_id=event_id)
                     pages = [page async for page in client.stream_feed(f"u{number}", page_count=3)]
                     assert len(pages) == 3
                 except (keek.KeekError, AssertionError) as error:
