@@ -17,9 +17,16 @@ from serving import WITH_CLIP, Served, active, command
 import keek
 import keek.aio
 from keek_server.app import open_app
+from keek_server.videos.embedding_queue import LEASE_AGAIN_S, LEASE_S
 
 READY = keek.VideoState.VIDEO_STATE_READY
 PERSONALISED = keek.FeedSource.FEED_SOURCE_PERSONALISED
+
+NAMED = {"v5", "v76", "v77"}
+"""Videos that tests here go by, which no other one deletes."""
+TAKEN_UP_S = 2 * (LEASE_S + LEASE_AGAIN_S)
+"""For a video whose server died, or whose Triton was away: when it is taken up again too early, or by a
+server that dies, too, it waits for the whole of a further lease."""
 
 needs_clip = pytest.mark.skipif(not WITH_CLIP, reason="needs the extra clip, to export CLIP")
 
@@ -78,8 +85,9 @@ async def test_an_uploaded_video_is_recommendable_on_every_server_within_a_secon
     assert video.width > 0
     await eventually(lambda: is_recommendable(served.client, "up0"))
     await eventually(lambda: is_recommendable(other, "up0"))
-    # Generous, for a machine that is busy with other tests; the benchmark says how fast it is.
-    assert time.monotonic() - acknowledged < 8
+    # Generous, for a machine that is busy with other tests; the benchmark says how fast it is. What nobody
+    # takes up at once waits for a minute.
+    assert time.monotonic() - acknowledged < 30
     assert (await other.get_video("up0")).state == READY
 
 
@@ -141,19 +149,20 @@ async def test_a_deleted_video_is_gone_from_every_feed_at_once(
 ) -> None:
     feed = [item.video_id for item in (await served.client.list_feed("u31", page_size=20)).items]
     popular = [item.video_id for item in (await served.client.list_feed("a stranger", page_size=20)).items]
-    gone = {feed[0], popular[0]}
+    shown, liked = (next(id_ for id_ in page if id_ not in NAMED) for page in (feed, popular))
+    gone = {shown, liked}
     for video_id in gone:
         await served.client.delete_video(video_id)
     for user_id in ("u31", "a stranger"):
         items = (await served.client.list_feed(user_id, page_size=20)).items
         assert not gone & {item.video_id for item in items}
     with pytest.raises(keek.NotFoundError):
-        await served.client.get_video(feed[0])
+        await served.client.get_video(shown)
     with pytest.raises(keek.NotFoundError):
-        await served.client.like("u31", feed[0])
+        await served.client.like("u31", shown)
     with pytest.raises(keek.NotFoundError):
-        await served.client.list_similar_videos(feed[0])
-    verdicts = (await served.client.explain_feed("u31", [feed[0]])).verdicts
+        await served.client.list_similar_videos(shown)
+    verdicts = (await served.client.explain_feed("u31", [shown])).verdicts
     assert verdicts[0].stage in ("deleted", "catalogue")
 
     async def gone_there() -> bool:
@@ -295,8 +304,7 @@ async def test_an_acknowledged_upload_survives_kill_9_at_any_moment(
             await process.kill()
             await eventually(lambda: serves(client))
         for i in range(3):
-            # Its lease has run out at the latest after a minute.
-            await comes_in(served.client, f"kill{i}", within_s=90)
+            await comes_in(served.client, f"kill{i}", within_s=TAKEN_UP_S)
 
 
 async def serves(client: keek.aio.Client) -> bool:
@@ -340,4 +348,4 @@ async def test_an_upload_is_taken_while_triton_is_down_and_ready_when_it_is_back
     assert triton is not None
     os.kill(triton.pid, signal.SIGKILL)
     await served.client.upload_video(clips[0], keek.Video(video_id="triton-down"))
-    await comes_in(served.client, "triton-down", within_s=90)
+    await comes_in(served.client, "triton-down", within_s=TAKEN_UP_S)
