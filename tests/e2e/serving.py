@@ -4,12 +4,18 @@ import importlib.util
 import os
 import subprocess
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from benchmarks.dependencies import Dependency, Fault
+from benchmarks.proxy import Proxy
 
 import keek.aio
 from keek_server.app import App
 from keek_server.embedded import EmbeddedStack
+from keek_server.embedded.processes import SupervisedProcess
 from keek_server.releases.manifest import Manifest
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.storage.database import open_database
@@ -22,7 +28,7 @@ WITH_CLIP = importlib.util.find_spec("open_clip") is not None
 def command(
     stack: EmbeddedStack,
     *arguments: str,
-    timeout_s: float = 150,
+    timeout_s: float = 300,
     variables: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Runs one of Keek's commands against the stack, as an engineer would."""
@@ -48,6 +54,13 @@ class Served:
     app: App
     client: keek.aio.Client
     address: str
+
+
+def killed(server: SupervisedProcess[Any] | None) -> AbstractAsyncContextManager[None]:
+    """Has a server of the stack killed, and again whenever it is restarted, until the block ends: whatever is
+    asked meanwhile may take its time."""
+    assert server is not None
+    return Dependency("", "", server, Proxy(0)).suffering(Fault.KILLED)
 
 
 async def active(stack: EmbeddedStack) -> Manifest:

@@ -8,8 +8,8 @@ import uuid
 from pathlib import Path
 
 import pytest
-from patience import eventually
-from serving import Served, active, command
+from patience import DEADLINES, TIMEOUTS, eventually
+from serving import Served, active, command, killed
 
 import keek
 import keek.aio
@@ -37,9 +37,13 @@ async def test_without_a_release_feeds_wait_and_interactions_are_served(
             "data_dir": tmp_path,
             "database_url": f"sqlite+aiosqlite:///{tmp_path}/keek.db",
             "listen": "127.0.0.1:0",
+            **DEADLINES,
         }
     )
-    async with open_app(settings) as app, keek.aio.Client(f"127.0.0.1:{app.port}", retry=None) as client:
+    async with (
+        open_app(settings) as app,
+        keek.aio.Client(f"127.0.0.1:{app.port}", retry=None, timeouts=TIMEOUTS) as client,
+    ):
         assert not await client.check_health("")
         assert not await client.check_health("keek.v1.FeedService")
         assert await client.check_health("keek.v1.InteractionService")
@@ -51,12 +55,10 @@ async def test_without_a_release_feeds_wait_and_interactions_are_served(
 
 async def test_a_killed_triton_is_restarted_and_personal_feeds_come_back(served: Served) -> None:
     assert await whole_feed(served)
-    triton = served.stack.triton
-    assert triton is not None
-    os.kill(triton.pid, signal.SIGKILL)
-    # A vector that is kept would do until something changes.
-    await served.client.like("u21", "v4", wait_for_feed=True)
-    feed = await served.client.list_feed("u21")
+    async with killed(served.stack.triton):
+        # A vector that is kept would do until something changes.
+        await served.client.like("u21", "v4", wait_for_feed=True)
+        feed = await served.client.list_feed("u21")
     assert len(feed.items) == 10
     assert PERSONALISED in [degradation.source for degradation in feed.degradations]
     assert all(degradation.replaced_by for degradation in feed.degradations)
@@ -86,27 +88,33 @@ async def test_a_killed_database_refuses_with_a_time_to_retry_and_the_retry_coun
 ) -> None:
     async with running_postgres() as postgres:
         settings = stack.settings.model_copy(
-            update={"data_dir": tmp_path, "database_url": postgres.service.url, "listen": "127.0.0.1:0"}
+            update={
+                "data_dir": tmp_path,
+                "database_url": postgres.service.url,
+                "listen": "127.0.0.1:0",
+                **DEADLINES,
+            }
         )
         async with (
             open_app(settings) as app,
-            keek.aio.Client(f"127.0.0.1:{app.port}", retry=None) as client,
+            keek.aio.Client(f"127.0.0.1:{app.port}", retry=None, timeouts=TIMEOUTS) as client,
         ):
             await client.import_videos([keek.Video(video_id="v1")])
             assert (await client.like("u1", "v1")).created
-            os.kill(postgres.pid, signal.SIGKILL)
             event_id = str(uuid.uuid4())
-            with pytest.raises(keek.UnavailableError) as refused:
-                await client.like("u2", "v1", event_id=event_id)
+            async with killed(postgres):
+                with pytest.raises(keek.UnavailableError) as refused:
+                    await client.like("u2", "v1", event_id=event_id)
             assert refused.value.retry_after_s is not None
             assert refused.value.retry_after_s > 0
             assert "127.0.0.1" not in str(refused.value)
 
             async def recorded() -> bool:
                 try:
-                    return (await client.like("u2", "v1", event_id=event_id)).created
+                    await client.like("u2", "v1", event_id=event_id)
                 except keek.UnavailableError:
-                    return False
+                    return False  # Nor is known whether it is stored.
+                return True
 
             await eventually(recorded)
             again = await client.like("u2", "v1", event_id=event_id, wait_for_feed=True)
@@ -133,7 +141,7 @@ async def test_a_part_missing_at_start_is_named_within_fifteen_seconds(
     with pytest.raises(SetupError, match=r"127\.0\.0\.1:1.*KEEK_") as refused:
         async with open_app(settings):
             pass
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 15
     assert "secret" not in str(refused.value)
 
 
@@ -141,10 +149,15 @@ async def test_the_command_says_what_is_missing_without_a_stack_trace(tmp_path: 
     process = await asyncio.create_subprocess_exec(
         str(Path(__file__).parents[2] / ".venv" / "bin" / "keek-server"),
         "serve",
-        env={**os.environ, "KEEK_DATA_DIR": str(tmp_path), "KEEK_REDIS_URL": "redis://127.0.0.1:1/0"},
+        env={
+            **os.environ,
+            "KEEK_DATA_DIR": str(tmp_path),
+            "KEEK_REDIS_URL": "redis://127.0.0.1:1/0",
+            "KEEK_STARTUP_TIMEOUT_S": "1",
+        },
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         _, errors = await process.communicate()
     assert process.returncode == 1
     assert b"no Redis at redis://127.0.0.1:1/0" in errors

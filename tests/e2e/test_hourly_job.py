@@ -2,13 +2,11 @@
 
 import asyncio
 import json
-import os
 import random
-import signal
 from pathlib import Path
 
 import pytest
-from serving import Served, command
+from serving import Served, command, killed
 
 import keek
 from keek_server.interactions.append import Interaction
@@ -56,7 +54,6 @@ async def until_served(served: Served, release_id: str) -> None:
             await asyncio.sleep(0.1)
 
 
-@pytest.mark.timeout(500)  # trains, exports and publishes, twice
 async def test_a_round_brings_what_is_new_into_a_release_and_feeds_for_when_triton_is_gone(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,11 +98,9 @@ async def test_a_round_brings_what_is_new_into_a_release_and_feeds_for_when_trit
 
     personal = await served.client.list_feed("hourly1")
     assert PERSONALISED in {item.source for item in personal.items}
-    triton = served.stack.triton
-    assert triton is not None
-    os.kill(triton.pid, signal.SIGKILL)
-    # Of this one no vector is kept.
-    feed = await served.client.list_feed("hourly2")
+    async with killed(served.stack.triton):
+        # Of this one no vector is kept.
+        feed = await served.client.list_feed("hourly2")
     assert len(feed.items) == 10
     assert sum(item.source == CACHED for item in feed.items) >= 7
     assert feed.release_id == release_id
