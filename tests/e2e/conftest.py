@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from patience import DEADLINES, TIMEOUTS
@@ -12,6 +13,16 @@ from keek_server.app import open_app
 from keek_server.embedded import EmbeddedStack
 
 DATA = "synth:videos=600,users=300,interactions=15000,seed=5"
+TRAINS_S = 900
+"""The longest that a test may take which trains, or is the first that needs the release. A machine that is
+busy with much else takes minutes for either."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives the tests here that time."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.timeout(TRAINS_S))
 
 
 @pytest.fixture(scope="session")

@@ -11,11 +11,7 @@ from keek_server.towers.client import open_towers
 from keek_server.towers.clip import Clip
 from keek_server.towers.clip_record import CLIP_FILES
 
-pytestmark = [
-    pytest.mark.skipif(not WITH_CLIP, reason="needs the extra keek[clip]"),
-    # The first release may be made within it.
-    pytest.mark.timeout(400),
-]
+pytestmark = pytest.mark.skipif(not WITH_CLIP, reason="needs the extra keek[clip]")
 
 
 async def test_a_release_has_the_exported_clip_and_the_next_one_carries_it_over(

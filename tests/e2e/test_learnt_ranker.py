@@ -101,7 +101,6 @@ async def watch(stage: Stage) -> dict[str, float]:
     return durations
 
 
-@pytest.mark.timeout(500)  # trains three times, and publishes as often
 async def test_what_the_log_teaches_is_published_and_orders_the_feeds_of_an_arm(
     stage: Stage,
 ) -> None:

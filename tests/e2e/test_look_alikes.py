@@ -30,10 +30,7 @@ from keek_server.towers.clip_record import ClipRecord
 from keek_server.videos.catalogue import Catalogue
 from keek_server.videos.video import ClipVector, Video
 
-pytestmark = [
-    pytest.mark.skipif(not WITH_CLIP, reason="needs the extra clip, to export CLIP"),
-    pytest.mark.timeout(400),  # trains a release of its own
-]
+pytestmark = pytest.mark.skipif(not WITH_CLIP, reason="needs the extra clip, to export CLIP")
 
 LOOKS = ((0.0, "disc"), (0.33, "stripes"), (0.66, "checkers"), (0.15, "squares"))
 VIDEOS_A_LOOK, USERS_A_LOOK, LIKES = 15, 60, 9
