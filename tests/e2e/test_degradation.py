@@ -185,8 +185,9 @@ async def test_without_redis_feeds_are_personal_from_sql_and_popular(ladder: Lad
     seen = set((await ladder.client.explain_feed(USER)).history_video_ids)
     feeds = await ladder.while_suffering(["redis"], fault, noticed=lambda feed: TRENDING in missing(feed))
     personal = [feed for feed in feeds if PERSONALISED in sources(feed)]
-    # On a busy machine SQL may be late for some.
-    assert len(personal) > 0.9 * len(feeds)
+    # On a busy machine SQL may be late for some, which are few feeds and much of the time.
+    assert personal
+    assert len(feeds) - len(personal) <= max(2, 0.1 * len(feeds))
     for feed in personal:
         assert sources(feed) == {PERSONALISED, POPULAR}
         assert missing(feed)[PERSONALISED].startswith("history read from the log: Redis")
