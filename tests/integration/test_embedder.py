@@ -220,10 +220,11 @@ async def test_a_video_that_cannot_be_decoded_is_given_up_in_the_end_and_delays_
     [
         ("fetching", UnavailableError("the storage is not reachable"), "fetched"),
         ("decoding", OverloadedError("64 files wait to be decoded already", retry_after_s=2.0), "decoded"),
+        ("seeing", UnavailableError("Triton is gone"), "decoded"),
     ],
 )
 @pytest.mark.usefixtures("working")
-async def test_a_storage_or_decoder_that_is_of_no_use_for_long_costs_no_video_its_vector(
+async def test_a_storage_decoder_or_clip_that_is_of_no_use_for_long_costs_no_video_its_vector(
     database: Database, catalogue: Catalogue, world: World, what: str, fault: Exception, tries: str
 ) -> None:
     setattr(world, what, fault)

@@ -144,7 +144,7 @@ class Embedder:
             async with asyncio.timeout(LEASE_AGAIN_S - _SPARE_S):
                 frames = await self._decode(left, clip)
                 if frames is not None:
-                    await self._embed(left.queued, frames, clip)
+                    await self._embed_or_pause(left.queued, frames, clip)
         except (KeekError, TimeoutError) as error:
             logger.warning("video %s waits for CLIP: %s", left.queued.video_id, error or "too slow")
             return not isinstance(error, _NotNowError)
@@ -204,13 +204,21 @@ class Embedder:
             return
         await self._finish(queued, ClipVector(clip.record.clip_model, vector.tobytes()))
 
+    async def _embed_or_pause(self, queued: Queued, frames: Frames, clip: Clip) -> None:
+        try:
+            await self._embed(queued, frames, clip)
+        except KeekError as error:
+            # CLIP is away, or the database: by the lease, it would come long after they are back.
+            await self._give_back(queued, after_s=_PAUSE_S)
+            raise _NotNowError(str(error)) from error
+
     async def _finish(self, queued: Queued, vector: ClipVector | None) -> None:
         if await self._queue.finish(queued, vector):
             self.changed()
 
-    async def _give_back(self, queued: Queued) -> None:
+    async def _give_back(self, queued: Queued, *, after_s: float = 0.0) -> None:
         try:
-            await self._queue.give_back(queued)
+            await self._queue.give_back(queued, after_s=after_s)
         except KeekError:
             logger.warning("video %s waits until its lease has run out", queued.video_id)
 
