@@ -157,6 +157,26 @@ async def test_a_slower_call_that_finds_fault_does_not_reject_what_another_store
     assert (await Uploads(database).get(upload_id)).state is VideoState.EMBEDDING
 
 
+async def test_a_call_that_finds_the_video_stored_by_another_call_of_its_upload_gives_that_video(
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_id, check = uuid.uuid4(), receiver._catalogue.check_free
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def late(video_id: str) -> None:
+        begun.set()
+        await go_on.wait()
+        await check(video_id)
+
+    monkeypatch.setattr(receiver._catalogue, "check_free", late)
+    slower = asyncio.create_task(send(receiver, upload_id))
+    await begun.wait()
+    monkeypatch.setattr(receiver._catalogue, "check_free", check)
+    made = await send(receiver, upload_id)
+    go_on.set()
+    assert await slower == made
+
+
 # -- watching ---------------------------------------------------------------------------------------
 async def test_an_upload_that_is_refused_for_a_video_with_a_file_is_not_what_its_watchers_see(
     receiver: Receiver, database: Database

@@ -7,7 +7,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from keek_server.errors import KeekError
+from keek_server.errors import AlreadyExistsError, KeekError
 from keek_server.releases.follower import CatalogueFollower
 from keek_server.settings import Settings
 from keek_server.videos.catalogue import Catalogue
@@ -59,11 +59,21 @@ class Library:
             AlreadyExistsError: When the video has a file.
             OverloadedError: When too many videos come in at the same time.
         """
+
+        async def is_done() -> bool:
+            return await self._catalogue.was_done(request_id, _CREATE, video.video_id)
+
         with self._slots.take():
             source = await self._media.check_source(source_url)
-            if await self._catalogue.was_done(request_id, _CREATE, video.video_id):
+            if await is_done():
                 return await self._catalogue.get(video.video_id)
-            await self._catalogue.check_free(video.video_id)
+            try:
+                await self._catalogue.check_free(video.video_id)
+            except AlreadyExistsError:
+                # The file may be that of another call of this request, which was not through before.
+                if not await is_done():
+                    raise
+                return await self._catalogue.get(video.video_id)
             return await self._create(video, source, request_id)
 
     async def update(self, video_id: str, changes: Mapping[str, Any], request_id: str) -> Video:

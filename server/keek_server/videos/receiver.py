@@ -80,7 +80,13 @@ class Receiver:
             upload.raise_if_rejected()
             if upload.state is VideoState.EMBEDDING:
                 return await self._catalogue.get(video.video_id)
-            await self._catalogue.check_free(video.video_id)
+            try:
+                await self._catalogue.check_free(video.video_id)
+            except AlreadyExistsError:
+                # The file may be that of another call of this upload, which was not through before.
+                if (await self._uploads.get(upload_id)).state is not VideoState.EMBEDDING:
+                    raise
+                return await self._catalogue.get(video.video_id)
             if offset > upload.received_bytes:
                 raise OutOfRangeError(f"bytes from {upload.received_bytes} on are missing")
             return await self._receive(upload, video, offset, chunks)
