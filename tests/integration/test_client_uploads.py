@@ -224,7 +224,8 @@ async def test_a_call_that_stalls_is_replaced_by_one_that_goes_on(
     driver = connect(timeouts=keek.Timeouts(upload_try_s=3.0))
     server.faults.add("UploadVideo", Fault(delay_s=30))
     await driver.call("upload_video", file, keek.Video(video_id="n1"))
-    assert server.faults.attempts["UploadVideo"] == 2
+    # More than one other, where the machine pauses for longer than a call may take.
+    assert server.faults.attempts["UploadVideo"] > 1
     assert _content(server, "n1") == CONTENT
 
 
@@ -241,7 +242,8 @@ async def test_an_upload_that_gets_nowhere_is_given_up(connect: Connect, server:
     server.faults.add("UploadVideo", *[Fault(UNAVAILABLE, "still down", delay_s=0.03)] * 500)
     with pytest.raises(keek.UnavailableError, match="still down"):
         await connect(retry=retry).call("upload_video", io.BytesIO(b"abc"))
-    assert 2 < server.faults.attempts["UploadVideo"] < 50
+    # One more at least, also where the machine pauses for longer than the upload's patience.
+    assert 1 < server.faults.attempts["UploadVideo"] < 50
 
 
 async def test_nobody_listening_is_unavailable_soon(
