@@ -19,9 +19,9 @@ SHAPE = FrameShape(32)
 
 @pytest.fixture(scope="module")
 async def decoder(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Decoder]:
-    """With little patience: the bombs would take what a processor can give."""
+    """With little patience: the bombs would take what a processor can give. A busy one gives it slowly."""
     folder = tmp_path_factory.mktemp("decoder")
-    async with open_decoder(Settings(data_dir=folder, decode_cpu_s=3)) as opened:
+    async with open_decoder(Settings(data_dir=folder, decode_cpu_s=3, decode_timeout_s=240.0)) as opened:
         yield opened
 
 
