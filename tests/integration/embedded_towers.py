@@ -119,7 +119,7 @@ async def infer(
         tensors,
         model_version=str(version),
         outputs=[InferRequestedOutput(output)],
-        client_timeout=10.0,
+        client_timeout=30.0,
     )
     answer: Array = result.as_numpy(output)
     return answer

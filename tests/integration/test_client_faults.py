@@ -300,6 +300,6 @@ async def test_calls_go_to_the_server_that_is_left(connect: Connect, server: Ser
 
 
 async def _until_served(client: Driver, *servers: Server) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not all(server.faults.attempts["ListFeed"] for server in servers):
             await client.call("list_feed", "u1")

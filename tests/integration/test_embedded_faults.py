@@ -101,7 +101,7 @@ async def test_a_killed_triton_comes_back_on_its_port_with_all_its_models(stack_
         async with InferenceServerClient(stack.settings.triton_url) as client:
             answer = await infer(client, "user_tower", inputs, "user_vector", 7)
             np.testing.assert_allclose(answer, user_vectors(inputs, 3.0), rtol=1e-4, atol=1e-4)
-            await client.get_model_repository_index(headers=headers, client_timeout=5.0)
+            await client.get_model_repository_index(headers=headers, client_timeout=30.0)
 
 
 async def test_a_killed_redis_comes_back_empty_on_its_port(stack_settings: Settings) -> None:
@@ -178,8 +178,8 @@ async def test_a_model_that_cannot_be_loaded_is_named_and_the_others_are_served(
         EmbeddedStack(stack_settings) as stack,
         InferenceServerClient(stack.settings.triton_url) as client,
     ):
-        assert await client.is_model_ready("user_tower", "1", client_timeout=5.0)
-        assert not await client.is_model_ready("video_tower", "1", client_timeout=5.0)
+        assert await client.is_model_ready("user_tower", "1", client_timeout=30.0)
+        assert not await client.is_model_ready("video_tower", "1", client_timeout=30.0)
     own = [record for record in caplog.records if record.name.startswith("keek_server.embedded")]
     [record] = [record for record in own if record.levelname == "ERROR"]
     assert "no version of video_tower, because version 1 cannot be loaded" in record.getMessage()
@@ -257,7 +257,7 @@ async def test_after_kill_9_nothing_runs_on_and_the_next_start_works(stack_setti
     async with EmbeddedStack(stack_settings) as stack:
         assert segments(mark) == []
         async with InferenceServerClient(stack.settings.triton_url) as client:
-            assert await client.is_model_ready("user_tower", "1", client_timeout=5.0)
+            assert await client.is_model_ready("user_tower", "1", client_timeout=30.0)
 
 
 async def test_what_a_crash_left_is_removed_by_the_next_start(stack_settings: Settings) -> None:

@@ -189,9 +189,7 @@ async def test_a_clip_that_is_down_delays_a_video_and_loses_none(
 ) -> None:
     world.seeing = UnavailableError("Triton is gone")
     embedder.submit(await store(database, "a"), FRAMES)
-    async with asyncio.timeout(10):
-        while not world.decoded:
-            await asyncio.sleep(0.01)
+    await eventually(lambda: world.decoded > 0)
     assert (await catalogue.get("a")).state is VideoState.EMBEDDING
     world.seeing = None
     async with database.write() as connection:
@@ -367,15 +365,13 @@ async def test_a_new_clip_sees_every_video_with_a_file_again(
         [Video("imported", "", [], 0.0, "", 0)], {"imported": ClipVector("small@0", b"\0" * 1024)}
     )
 
-    async def models() -> set[str]:
+    async def are_seen() -> bool:
         own = [await catalogue.clip_vector(video_id) for video_id in ("old", "unseen")]
-        return {vector.clip_model for vector in own if vector is not None}
+        return [vector and vector.clip_model for vector in own] == [world.clip_model] * 2
 
     for clip_model in ("medium@1", "large@2"):
         world.clip_model = clip_model
-        async with asyncio.timeout(10):
-            while await models() != {clip_model}:
-                await asyncio.sleep(0.01)
+        await eventually(are_seen)
     imported = await catalogue.clip_vector("imported")
     assert imported is not None
     assert imported.clip_model == "small@0"
@@ -401,6 +397,8 @@ async def test_without_clip_videos_are_ready_by_their_metadata(
         await is_ready(catalogue, f"v{i}")
     assert world.decoded == 0
     world.clip_model = "small@1"
-    async with asyncio.timeout(10):
-        while await catalogue.clip_vector("v11") is None:
-            await asyncio.sleep(0.01)
+
+    async def is_seen() -> bool:
+        return await catalogue.clip_vector("v11") is not None
+
+    await eventually(is_seen)

@@ -121,7 +121,7 @@ async def test_lanes_at_once_do_not_mix_their_batches(settings: Settings) -> Non
                 video_features(part.video_ids, part.owner_ids, part.tags, part.durations_s, part.clip_vectors)
             )
         for lane, part in zip(lanes, parts, strict=True):
-            found = await lane.vectors(deadline_s=10.0)
+            found = await lane.vectors(deadline_s=30.0)
             np.testing.assert_array_equal(found, alone(settings, part))
 
 
@@ -146,7 +146,7 @@ async def test_a_version_that_is_not_there_fails_with_one_plain_error(settings: 
                 video_features(part.video_ids, part.owner_ids, part.tags, part.durations_s, part.clip_vectors)
             )
             with pytest.raises(UnavailableError):
-                await lanes[0].vectors(deadline_s=10.0)
+                await lanes[0].vectors(deadline_s=30.0)
 
 
 def test_more_shared_memory_than_there_is_is_refused_when_it_is_asked_for() -> None:
