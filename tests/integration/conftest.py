@@ -15,8 +15,8 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     url = request.getfixturevalue("postgres_url") if request.param == "postgresql" else ""
     folder = tmp_path / "data"
     folder.mkdir()
-    # A feed's read may take longer here than it may on a server.
-    return Settings(data_dir=folder, database_url=url, sql_read_deadline_s=10.0)
+    # A feed's read, and a transaction, may take longer here than they may on a server.
+    return Settings(data_dir=folder, database_url=url, sql_read_deadline_s=10.0, sql_deadline_s=30.0)
 
 
 @pytest.fixture
