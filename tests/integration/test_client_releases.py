@@ -30,7 +30,8 @@ PARITY = GateResult(name="parity", value=1e-6, bound=1e-4, comparison="<=", pass
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
     (tmp_path / "data").mkdir()
-    async with open_database(Settings(data_dir=tmp_path / "data")) as opened:
+    # The followers write all the time, and one write that is too late would end them.
+    async with open_database(Settings(data_dir=tmp_path / "data", sql_deadline_s=30.0)) as opened:
         yield opened
 
 
