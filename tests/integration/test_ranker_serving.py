@@ -20,11 +20,12 @@ import keek.aio
 from keek.v1.feed_service_pb2 import ExplainFeedResponse, ListFeedResponse
 from keek_server.app import App, open_app
 from keek_server.embedded import EmbeddedStack
+from keek_server.errors import UnavailableError
 from keek_server.releases.manifest import Manifest
 from keek_server.releases.registry import ReleaseRegistry
 from keek_server.settings import Settings
 from keek_server.storage.database import open_database
-from keek_server.towers.client import open_towers
+from keek_server.towers.client import TowerClient, open_towers
 from keek_server.towers.contract import RANKER
 from keek_server.towers.control import control_headers
 from keek_training.datasets.registry import open_dataset
@@ -194,30 +195,39 @@ async def test_users_are_in_both_arms_and_pages_follow_each_other(stage: Stage) 
     assert seen == {"pages/off", "pages/on"}
 
 
-async def test_a_ranker_that_fails_costs_the_order_alone_and_the_feed_says_so(stage: Stage) -> None:
+async def test_a_ranker_that_fails_costs_the_order_alone_and_the_feed_says_so(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await stage.client.create_experiment(two_arms("fails", **{USER: "on", "u2": "off"}))
     await stage.client.start_experiment("fails")
     await stage.until_arm(USER, "fails/on")
     ranked = personal(await stage.client.list_feed(USER))
-    await stage.triton("unload")
-    try:
-        feed = await stage.client.list_feed(USER)
-        own = personal(feed)
-        assert list(own.values()) == sorted(own.values(), reverse=True)
-        assert len(own) == 7
-        assert {item.arm for item in feed.items} == {"fails/on"}
-        (degradation,) = feed.degradations
-        assert degradation.source == PERSONALISED
-        assert "in the order of their scores: Triton, ranker version" in degradation.reason
-        assert not degradation.replaced_by
-        # Its breaker is its own: who goes without it lacks nothing, and the towers are asked as ever.
-        for _ in range(5):
-            assert (await stage.client.list_feed(USER)).degradations
-        other = await stage.client.list_feed("u2")
-        assert not other.degradations
-        assert len(personal(other)) == 7
-    finally:
-        await stage.triton("load")
+
+    async def refused(*_: object) -> None:
+        raise UnavailableError("not this time")
+
+    with monkeypatch.context() as patch:
+        # Otherwise the server has it loaded again whenever it next looks at the plan.
+        patch.setattr(TowerClient, "load", refused)
+        await stage.triton("unload")
+        try:
+            feed = await stage.client.list_feed(USER)
+            own = personal(feed)
+            assert list(own.values()) == sorted(own.values(), reverse=True)
+            assert len(own) == 7
+            assert {item.arm for item in feed.items} == {"fails/on"}
+            (degradation,) = feed.degradations
+            assert degradation.source == PERSONALISED
+            assert "in the order of their scores: Triton, ranker version" in degradation.reason
+            assert not degradation.replaced_by
+            # Its breaker is its own: who goes without it lacks nothing, and the towers are asked as ever.
+            for _ in range(5):
+                assert (await stage.client.list_feed(USER)).degradations
+            other = await stage.client.list_feed("u2")
+            assert not other.degradations
+            assert len(personal(other)) == 7
+        finally:
+            await stage.triton("load")
     async with asyncio.timeout(30):
         while (feed := await stage.client.list_feed(USER)).degradations:
             await asyncio.sleep(0.05)
