@@ -256,6 +256,30 @@ def test_the_loop_goes_on_after_a_failed_round(tmp_path: Path, caplog: pytest.Lo
     assert "exit code 1" in caplog.text
 
 
+def test_a_round_that_begins_when_the_loop_is_stopped_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+
+    class Interrupted(subprocess.Popen[bytes]):
+        """The signal comes when there is a process, and before the loop has it."""
+
+        def __init__(self, command: list[str]) -> None:
+            super().__init__(command)
+            begun.append(self)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(subprocess, "Popen", Interrupted)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop([sys.executable, "-c", "import time; time.sleep(600)"], 600.0)
+        assert begun[0].returncode == -signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for process in begun:
+            process.kill()
+            process.wait()
+
+
 def test_the_state_file_is_plain_json(tmp_path: Path) -> None:
     steps = Recorder(planned=round_of("a"), fails={"export": SetupError("full")})
     with pytest.raises(SetupError):

@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from keek_server.settings import Settings
@@ -59,17 +60,37 @@ def loop(command: Sequence[str], every_s: float) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     while True:
         started = time.monotonic()
-        with subprocess.Popen(command) as process:
-            try:
-                code = process.wait()
-            except KeyboardInterrupt:
+        process: subprocess.Popen[bytes] | None = None
+        try:
+            with _uninterrupted():
+                process = subprocess.Popen(command)
+            code = process.wait()
+        except KeyboardInterrupt:
+            if process is not None:
                 process.terminate()
-                raise
+                process.wait()
+            raise
         if code:
             logger.warning("the round failed with exit code %d", code)
         wait_s = max(0.0, every_s - (time.monotonic() - started))
         logger.info("the next round begins in %.0f s", wait_s)
         time.sleep(wait_s)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A signal that comes meanwhile is heard at the end: a start that it cut off would leave a process that
+    nobody has, and nobody ends."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda own, _: came.append(own)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for each in came:
+        signal.raise_signal(each)
 
 
 def _one_round(arguments: argparse.Namespace) -> list[str]:
