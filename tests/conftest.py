@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import settings as examples
+from patience import UNHURRIED
 
 from keek_server.embedded import EmbeddedStack
 from keek_server.embedded.postgres import EmbeddedPostgres, running_postgres
@@ -49,6 +50,7 @@ def embedded_settings(directory: Path) -> Settings:
         triton_url=None,
         listen="127.0.0.1:0",
         startup_timeout_s=STARTUP_TIMEOUT_S,
+        **UNHURRIED,
     )
 
 

@@ -17,6 +17,13 @@ DEADLINES: Final = {
 """Settings: because the machine paused for a moment, no source is left out of a feed, and no interaction that
 it was waited for."""
 
+UNHURRIED: Final = {"gate_latency": 100.0, "gate_latency_ms": 10_000.0}
+"""Settings: no release is refused for how long its towers take. Beside a busy neighbour, one of two that are
+asked in turn may take five times as long as the other, and tests publish often."""
+
+UNHURRIED_VARIABLES: Final = {f"KEEK_{name.upper()}": str(bound) for name, bound in UNHURRIED.items()}
+"""The same for processes."""
+
 TIMEOUTS: Final = Timeouts(
     list_feed_s=60.0,
     explain_feed_s=60.0,

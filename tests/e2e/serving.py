@@ -12,6 +12,8 @@ from typing import Any
 from benchmarks.dependencies import Dependency, Fault
 from benchmarks.proxy import Proxy
 
+from patience import UNHURRIED_VARIABLES
+
 import keek.aio
 from keek_server.app import App
 from keek_server.embedded import EmbeddedStack
@@ -35,6 +37,7 @@ def command(
     own = {
         "KEEK_DATA_DIR": str(stack.settings.data_dir),
         "KEEK_MODEL_REPOSITORY": str(stack.settings.model_repository),
+        **UNHURRIED_VARIABLES,
     }
     return subprocess.run(
         [BIN / arguments[0], *arguments[1:]],

@@ -45,8 +45,6 @@ from keek_training.publishing.source import TowerSource
 SYNTH = "synth:users=300,videos=400,interactions=9000,end=2026-01-01"
 LIVE, ROTATED, DESTROYED, OTHER, SLOW = range(7001, 7006)
 HISTORY = 20
-UNHURRIED = {"gate_latency": 100.0, "gate_latency_ms": 10_000.0}
-"""Where it is not about how long towers take: a busy machine is to refuse nothing."""
 RNG = np.random.default_rng(3)
 TABLE = RNG.normal(size=(997, DIMENSION)).astype(np.float32)
 ROTATION = np.linalg.qr(RNG.normal(size=(DIMENSION, DIMENSION)))[0].astype(np.float32)
@@ -100,7 +98,7 @@ class Bench:
     async def results(
         self, candidate: Measured, live: Measured | None, evidence: Evidence | None = None, **bounds: float
     ) -> list[GateResult]:
-        settings = self.settings.model_copy(update=UNHURRIED | bounds)
+        settings = self.settings.model_copy(update=bounds)
         return await measure(candidate, live, self.database, self.towers, settings, evidence)
 
 
@@ -194,10 +192,11 @@ async def test_other_feeds_are_refused_where_overlap_is_asked_for(bench: Bench, 
 
 async def test_a_tower_that_triton_answers_slowly_is_refused(bench: Bench, live: Measured) -> None:
     candidate = await bench.release(SLOW)
-    usual = bench.settings.gate_latency
-    (refusal,) = failures(await bench.results(candidate, live, gate_latency=usual))
+    usual = Settings(data_dir=bench.folder).gate_latency
+    refused = failures(await bench.results(candidate, live, gate_latency=usual))
+    # Beside a busy neighbour, the other tower may seem to be slow as well.
+    (refusal,) = [refusal for refusal in refused if refusal.detail.startswith("user_tower: ")]
     assert refusal.name == "latency"
-    assert refusal.detail.startswith("user_tower: ")
     refused = failures(await bench.results(live, None, gate_latency_ms=0.01))
     assert [refusal.name for refusal in refused] == ["latency_ms", "latency_ms"]
 
@@ -249,7 +248,7 @@ async def test_a_log_without_users_to_measure_with_refuses_nothing(
     bench: Bench, live: Measured, tmp_path: Path
 ) -> None:
     async with open_database(Settings(data_dir=tmp_path)) as empty:
-        results = await measure(live, live, empty, bench.towers, bench.settings.model_copy(update=UNHURRIED))
+        results = await measure(live, live, empty, bench.towers, bench.settings)
     assert failures(results) == []
     assert by_name(results)["quality"].detail == "no user of the log's tail has a video to hold out"
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from gate_towers import ID_TABLE, user_tower, video_tower
 from onnx import save
+from patience import UNHURRIED_VARIABLES
 from publisher import PART, PRUNING, REMOVING, STEPS, measure, preflight, report
 from tritonclient.grpc import aio as triton
 
@@ -95,6 +96,7 @@ async def killed(settings: Settings, run: Run, step: str) -> int:
         "KEEK_REDIS_URL": settings.redis_url or "",
         "KEEK_TRITON_URL": settings.triton_url or "",
         "KEEK_TRITON_CONTROL_TOKEN": token.get_secret_value() if token else "",
+        **UNHURRIED_VARIABLES,
     }
     process = await asyncio.create_subprocess_exec(
         sys.executable,
