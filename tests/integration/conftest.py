@@ -1,6 +1,6 @@
 """Fixtures of the tests that hold on every database."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,9 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
         yield opened
 
 
-@pytest.fixture
-def unhurried_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy one may be late to say what it has."""
-    monkeypatch.setattr("keek_server.towers.client._CHECK_DEADLINE_S", 30.0)
+@pytest.fixture(scope="module")
+def unhurried_triton() -> Iterator[None]:
+    """A busy one may be late to say what it has, also to the fixtures of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("keek_server.towers.client._CHECK_DEADLINE_S", 30.0)
+        yield

@@ -42,6 +42,8 @@ from keek_training.publishing.catalogue import Catalogue, read_catalogue
 from keek_training.publishing.indexes import build_corpus
 from keek_training.publishing.source import TowerSource
 
+pytestmark = pytest.mark.usefixtures("unhurried_triton")
+
 SYNTH = "synth:users=300,videos=400,interactions=9000,end=2026-01-01"
 LIVE, ROTATED, DESTROYED, OTHER, SLOW = range(7001, 7006)
 HISTORY = 20

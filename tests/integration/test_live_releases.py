@@ -29,6 +29,8 @@ from keek_training.datasets.registry import open_dataset
 from keek_training.datasets.store import import_dataset
 from keek_training.publishing.publish import Wishes, publish
 
+pytestmark = pytest.mark.usefixtures("unhurried_triton")
+
 INTERACTIONS = 600
 USERS = [f"u{number}" for number in range(1, 21)]
 

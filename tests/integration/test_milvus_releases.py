@@ -30,6 +30,8 @@ from keek_training.publishing.journal import Journal
 from keek_training.publishing.publish import Wishes, publish
 from keek_training.publishing.source import TowerSource
 
+pytestmark = pytest.mark.usefixtures("unhurried_triton")
+
 INTERACTIONS = 600
 PERSONALISED = keek.FeedSource.FEED_SOURCE_PERSONALISED
 

@@ -38,6 +38,8 @@ from keek_training.publishing.publish import Wishes, publish
 from keek_training.publishing.source import TowerSource
 from keek_training.runs import Run
 
+pytestmark = pytest.mark.usefixtures("unhurried_triton")
+
 ORDER = list(STEPS)
 JOURNALED = ORDER[ORDER.index("before a number is taken") : ORDER.index("before the journal is removed")]
 """Steps after which there is something to go on with."""

@@ -38,6 +38,8 @@ from keek_training.publishing.publish import HeldUpError, Wishes, publish
 from keek_training.publishing.repository import MODEL_FILE, prune_versions, remove_aside
 from keek_training.publishing.source import TowerSource
 
+pytestmark = pytest.mark.usefixtures("unhurried_triton")
+
 
 @pytest.fixture(scope="module")
 async def stack(

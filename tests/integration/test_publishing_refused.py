@@ -24,6 +24,8 @@ from keek_training.publishing import examination
 from keek_training.publishing.publish import Wishes, publish
 from keek_training.publishing.source import TowerSource
 
+pytestmark = pytest.mark.usefixtures("unhurried_triton")
+
 
 @pytest.fixture(scope="module")
 async def stack(

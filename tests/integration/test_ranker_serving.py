@@ -34,6 +34,8 @@ from keek_training.gates.verdict import RefusedError
 from keek_training.publishing.publish import Wishes, publish
 from keek_training.publishing.source import TowerSource
 
+pytestmark = pytest.mark.usefixtures("unhurried_triton")
+
 INTERACTIONS = 600
 VIDEOS = [f"v{number}" for number in range(200)]
 DATA = f"synth:users=20,videos={len(VIDEOS)},interactions={INTERACTIONS},seed=1"
