@@ -3,6 +3,7 @@
 import asyncio
 import datetime as dt
 import math
+import time
 import uuid
 from dataclasses import replace
 
@@ -19,8 +20,10 @@ from keek_server.interactions import log as log_module
 from keek_server.interactions.log import InteractionLog
 from keek_server.interactions.users import LoggedUsers
 from keek_server.settings import Settings
+from keek_server.storage import database as database_module
 from keek_server.storage import tables
 from keek_server.storage.database import Database, open_database
+from keek_server.storage.migrate import upgrade
 from keek_server.storage.partitions import month_start_us, next_month_us
 
 HALF_A_MONTH_US = 15 * 24 * 3600 * 1_000_000
@@ -312,6 +315,28 @@ async def test_a_newer_schema_is_refused(settings: Settings, database: Database)
     async with database.write() as connection:
         await connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(SetupError, match="9999"):
+        async with open_database(settings):
+            pass
+
+
+async def test_a_step_of_the_schema_may_take_longer_than_a_transaction(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(connection: sa.Connection) -> None:
+        time.sleep(1.5)
+        upgrade(connection)
+
+    monkeypatch.setattr(database_module, "upgrade", slow)
+    async with open_database(settings.model_copy(update={"sql_deadline_s": 1.0})) as database:
+        assert not await InteractionLog(database).read(0, 1)
+
+
+async def test_a_schema_that_takes_too_long_is_said(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "upgrade", lambda _: time.sleep(0.2))
+    monkeypatch.setattr(database_module, "_SCHEMA_S", 0.1)
+    with pytest.raises(SetupError, match=r"cannot be used: the database took longer than 0\.1 s"):
         async with open_database(settings):
             pass
 

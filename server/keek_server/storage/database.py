@@ -27,6 +27,8 @@ _PLAN_LOCK = 0x706C616E  # "plan": the same for changes of what is served
 ADVISORY_LOCK = sa.text("SELECT pg_advisory_xact_lock(:lock)")
 """Held until the transaction ends; PostgreSQL alone has them."""
 _IDLE_TRANSACTION_MS = 15_000
+_SCHEMA_S = 600.0
+"""A step of the schema may have to write a long log anew, and a busy machine is slow to read the steps."""
 
 
 class Database:
@@ -85,10 +87,14 @@ class Database:
             return rows
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction that commits when the block ends, and rolls back when it raises."""
+    async def write(self, *, deadline_s: float | None = None) -> AsyncIterator[AsyncConnection]:
+        """A transaction that commits when the block ends, and rolls back when it raises.
+
+        Args:
+            deadline_s: For all of it; by default that of any transaction.
+        """
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self._translated())
+            await stack.enter_async_context(self._translated(deadline_s))
             if self.is_sqlite:
                 await stack.enter_async_context(self._turn)
             connection = await stack.enter_async_context(self.engine.connect())
@@ -145,12 +151,13 @@ class Database:
         return insert.on_conflict_do_update(index_elements=list(key), set_=new | columns)
 
     @asynccontextmanager
-    async def _translated(self) -> AsyncIterator[None]:
+    async def _translated(self, deadline_s: float | None = None) -> AsyncIterator[None]:
+        limit_s = self._deadline_s if deadline_s is None else deadline_s
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(limit_s):
                 yield
         except TimeoutError as error:
-            raise UnavailableError(f"the database took longer than {self._deadline_s:g} s") from error
+            raise UnavailableError(f"the database took longer than {limit_s:g} s") from error
         except _MISTAKES:
             raise
         except (sa.exc.DBAPIError, sa.exc.TimeoutError, *_CONNECTING, OSError) as error:
@@ -233,7 +240,7 @@ async def _prepare(database: Database, settings: Settings) -> None:
         timeout_s=settings.startup_timeout_s,
     )
     try:
-        async with database.write() as connection:
+        async with database.write(deadline_s=_SCHEMA_S) as connection:
             await connection.run_sync(database.lock_log)
             await connection.run_sync(upgrade)
             if (await connection.execute(sa.select(tables.log_identity.c.log_id))).first() is None:
@@ -245,6 +252,7 @@ async def _prepare(database: Database, settings: Settings) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The driver's own words, in one line; SQLAlchemy's would show statements and values."""
+    """The driver's own words, in one line; SQLAlchemy's would show statements and values. A deadline that
+    has passed has none."""
     cause = error.__cause__ if isinstance(error, UnavailableError) and error.__cause__ else error
-    return str(getattr(cause, "orig", cause)).partition("\n")[0]
+    return (str(getattr(cause, "orig", cause)) or str(error)).partition("\n")[0]
