@@ -15,8 +15,9 @@ from keek_server.interactions.kinds import TrendingScope
 from keek_server.interactions.projector import Projector
 from keek_server.settings import Settings
 
-LEASE_S = 4.0
-"""Longer than a busy machine pauses: who stands still for that long loses it, and another acts."""
+LEASE_S = 12.0
+"""Longer than a busy machine pauses: who stands still for that long loses it, and another acts, or the same
+begins another generation."""
 
 
 def small_settings(stack: EmbeddedStack, tmp_path: Path) -> Settings:
@@ -54,7 +55,7 @@ async def project(parts: Parts) -> None:
     """Brings the projection up to date with the log."""
     projector = parts.projector()
     async with running(projector):
-        assert await projector.wait_for((await parts.log.extent()).last_seq, 10)
+        assert await projector.wait_for((await parts.log.extent()).last_seq, 60)
 
 
 async def contents(parts: Parts) -> Contents:

@@ -133,7 +133,7 @@ async def test_reads_that_wait_go_together_and_a_refused_one_is_nobody_elses(
     appended = await parts.log.append([event(f"u{n}", f"v{n}") for n in range(20)])
     projector = parts.projector()
     async with beside(projector.run()):
-        assert await projector.wait_for(appended.seq, 10)
+        assert await projector.wait_for(appended.seq, 60)
     prefix = parts.keys.generation(await parts.redis.get(parts.keys.current))
     await parts.redis.set(f"{prefix}history:broken", "not a list")
     trips = []

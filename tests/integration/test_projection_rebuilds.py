@@ -41,7 +41,7 @@ async def test_an_emptied_redis_is_rebuilt_while_running(parts: Parts) -> None:
     await parts.log.append([event("u1", "v1"), event("u2", "v1")])
     projector = parts.projector()
     async with running(projector):
-        assert await projector.wait_for(2, 20)
+        assert await projector.wait_for(2, 60)
         await parts.redis.flushdb()
         with pytest.raises(UnavailableError):
             await parts.projection.user("u1")
@@ -64,7 +64,7 @@ async def test_an_emptied_redis_is_rebuilt_as_soon_as_the_log_can_be_read_again(
         return await extent()
 
     async with running(projector):
-        assert await projector.wait_for(1, 20)
+        assert await projector.wait_for(1, 60)
         # Longer than the test waits: it is not the next inspection that does it.
         monkeypatch.setattr("keek_server.interactions.projector._INSPECT_S", 300.0)
         monkeypatch.setattr(parts.log, "extent", lost)
@@ -77,7 +77,7 @@ async def test_a_rebuild_on_demand_serves_on_and_sweeps_up(parts: Parts) -> None
     await parts.log.append(many_events(800))
     projector = parts.projector()
     async with running(projector):
-        assert await projector.wait_for(800, 10)
+        assert await projector.wait_for(800, 60)
         before = await contents(parts)
         failures = 0
 
@@ -154,7 +154,7 @@ async def test_what_retention_removed_is_gone_from_the_projection(
     await parts.log.append([event("u1", "new")])
     projector = parts.projector()
     async with running(projector):
-        assert await projector.wait_for(2, 20)
+        assert await projector.wait_for(2, 60)
         assert (await parts.projection.user("u1")).seen == {"old", "new"}
         while await parts.log.prune(10**15):
             pass
@@ -178,7 +178,7 @@ async def test_a_projection_that_redis_lost_while_it_was_built_is_begun_again(pa
     # The builder dies here.
     await time_out_lease(parts)
     async with running(projector):
-        assert await projector.wait_for(300, 20)
+        assert await projector.wait_for(300, 60)
         current = await parts.writer().current()
         assert current is not None
         assert current.number > number
@@ -194,7 +194,7 @@ async def test_a_generation_that_a_projector_left_when_it_died_is_swept_up_by_it
     first = parts.projector()
     monkeypatch.setattr(first, "_clean_before", never)
     async with running(first):
-        assert await first.wait_for(1, 20)
+        assert await first.wait_for(1, 60)
         await parts.writer().want_rebuild()
 
         async def replaced() -> bool:
@@ -222,12 +222,12 @@ async def test_a_rebuild_is_done_also_while_interactions_pour_in(parts: Parts) -
             projector.notify()
 
     async with running(projector):
-        assert await projector.wait_for(300, 10)
+        assert await projector.wait_for(300, 60)
         async with beside(pour()), asyncio.timeout(60):
             steps = [step async for step in rebuild_projection(parts.settings)]
         assert steps[-1].done
         last_seq = (await parts.log.extent()).last_seq
-        assert await projector.wait_for(last_seq, 20)
+        assert await projector.wait_for(last_seq, 60)
 
 
 async def test_a_log_that_lost_its_newest_rows_under_a_running_server_is_noticed(
@@ -237,7 +237,7 @@ async def test_a_log_that_lost_its_newest_rows_under_a_running_server_is_noticed
     await parts.log.append([event("u1", "v1"), event("u1", "lost")])
     projector = parts.projector()
     async with running(projector):
-        assert await projector.wait_for(2, 20)
+        assert await projector.wait_for(2, 60)
         async with parts.database.write() as connection:
             await connection.exec_driver_sql("DELETE FROM interactions WHERE video_id = 'lost'")
 
