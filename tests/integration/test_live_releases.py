@@ -306,7 +306,8 @@ async def test_feeds_are_compared_side_by_side_by_those_who_may(fleet: Fleet) ->
     for diff in diffs:
         assert {item.release_id for item in diff.items} == {fleet.first}
         assert {item.release_id for item in diff.other_items} == {fleet.second}
-    async with keek.aio.Client(f"127.0.0.1:{fleet.apps[0].port}") as stranger:
+    target = f"127.0.0.1:{fleet.apps[0].port}"
+    async with keek.aio.Client(target, timeouts=TIMEOUTS) as stranger:
         with pytest.raises(PermissionDeniedError):
             await stranger.rollback_release()
         assert (await stranger.list_releases()).rollout.converged
