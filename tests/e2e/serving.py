@@ -11,7 +11,6 @@ from typing import Any
 
 from benchmarks.dependencies import Dependency, Fault
 from benchmarks.proxy import Proxy
-
 from patience import UNHURRIED_VARIABLES
 
 import keek.aio
