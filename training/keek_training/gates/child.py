@@ -8,7 +8,6 @@ import base64
 import io
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from keek_server.towers.features import Float32Array, Tensors
 from keek_server.videos.decoding.sandbox import close_sandbox, die_with
 from keek_training.gates.inspection import identity_model, inspect, session
 from keek_training.gates.rows import fits, longest_row
+from keek_training.gates.times import undisturbed_ms
 
 _TIMED_S: Final = 2.0
 _TIMED_CALLS: Final = (5, 200)
@@ -128,7 +128,7 @@ def _padding(run: Run, contract: TowerContract, inputs: Tensors, together: Float
 
 
 def _times_ms(run: Run, inputs: Tensors, live: Run | None, live_inputs: Tensors) -> dict[str, float | None]:
-    """Medians of both in turn, so that both meet the same machine."""
+    """Of both in turn, so that both meet the same machine."""
     pairs = [(run, inputs, list[float]())]
     if live is not None:
         pairs.append((live, live_inputs, []))
@@ -143,8 +143,8 @@ def _times_ms(run: Run, inputs: Tensors, live: Run | None, live_inputs: Tensors)
             started = time.perf_counter()
             call(tensors)
             times.append((time.perf_counter() - started) * 1e3)
-    medians = [statistics.median(times) for *_, times in pairs]
-    return {"ms": medians[0], "live_ms": medians[1] if live is not None else None}
+    found = [undisturbed_ms(times) for *_, times in pairs]
+    return {"ms": found[0], "live_ms": found[1] if live is not None else None}
 
 
 def _say(stage: str, **values: Any) -> None:

@@ -3,8 +3,6 @@
 import asyncio
 from collections.abc import Sequence
 
-import numpy as np
-
 from keek_server.errors import UnavailableError
 from keek_server.releases.manifest import GateResult
 from keek_server.settings import Settings
@@ -19,6 +17,7 @@ from keek_training.gates.measured import Measured
 from keek_training.gates.quality import known_requests, user_vectors
 from keek_training.gates.requests import held_out_requests
 from keek_training.gates.results import at_least, at_most, failed
+from keek_training.gates.times import undisturbed_ms
 from keek_training.gates.vectors import Moments, difference, vector_gates
 
 _GOLDEN_DEADLINE_S = 60.0
@@ -122,13 +121,13 @@ async def _latency(
         return failed(at_most("latency_ms", 0, settings.gate_latency_ms, ""), text)
     names = (tower.model, f"{tower.model}, live")
     evidence.latencies_ms |= dict(zip(names, times, strict=False))
-    medians = [float(np.median(own)) for own in times]
-    if len(medians) == 1:
-        text = f"{tower.model}: median of one row a call in Triton, without a live release to compare with"
-        return at_most("latency_ms", medians[0], settings.gate_latency_ms, text)
-    text = f"{tower.model}: one row a call takes {medians[0]:.2f} ms in Triton"
-    text += f", in the live release {medians[1]:.2f} ms"
-    return at_most("latency", medians[0] / medians[1], settings.gate_latency, text)
+    own_ms, *live_ms = (undisturbed_ms(own.tolist()) for own in times)
+    if not live_ms:
+        text = f"{tower.model}: one row a call in Triton, without a live release to compare with"
+        return at_most("latency_ms", own_ms, settings.gate_latency_ms, text)
+    text = f"{tower.model}: one row a call takes {own_ms:.2f} ms in Triton"
+    text += f", in the live release {live_ms[0]:.2f} ms"
+    return at_most("latency", own_ms / live_ms[0], settings.gate_latency, text)
 
 
 async def _times(tower: TowerContract, releases: Sequence[Measured], towers: TowerClient) -> list[Times]:
