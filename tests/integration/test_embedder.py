@@ -192,8 +192,6 @@ async def test_a_clip_that_is_down_delays_a_video_and_loses_none(
     await eventually(lambda: world.decoded > 0)
     assert (await catalogue.get("a")).state is VideoState.EMBEDDING
     world.seeing = None
-    async with database.write() as connection:
-        await connection.execute(tables.embedding_queue.update().values(lease_until_us=0))
     await is_ready(catalogue, "a")
     assert await catalogue.clip_vector("a") is not None
 
