@@ -36,6 +36,7 @@ def command(
     own = {
         "KEEK_DATA_DIR": str(stack.settings.data_dir),
         "KEEK_MODEL_REPOSITORY": str(stack.settings.model_repository),
+        "KEEK_STARTUP_TIMEOUT_S": str(stack.settings.startup_timeout_s),
         **UNHURRIED_VARIABLES,
     }
     return subprocess.run(

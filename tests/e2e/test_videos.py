@@ -25,8 +25,8 @@ PERSONALISED = keek.FeedSource.FEED_SOURCE_PERSONALISED
 NAMED = {"v5", "v76", "v77"}
 """Videos that tests here go by, which no other one deletes."""
 TAKEN_UP_S = 2 * (LEASE_S + LEASE_AGAIN_S)
-"""For a video whose server died: when it is taken up by one that dies, too, it waits for the whole of a further
-lease."""
+"""For a video whose server died: when it is taken up by one that dies, too, it waits for the whole of a
+further lease."""
 
 needs_clip = pytest.mark.skipif(not WITH_CLIP, reason="needs the extra clip, to export CLIP")
 
