@@ -144,10 +144,14 @@ class Embedder:
             async with asyncio.timeout(LEASE_AGAIN_S - _SPARE_S):
                 frames = await self._decode(left, clip)
                 if frames is not None:
-                    await self._embed_or_pause(left.queued, frames, clip)
+                    await self._embed_decoded(left.queued, frames, clip)
+        except _NotNowError as error:
+            logger.warning("video %s waits for CLIP: %s", left.queued.video_id, error)
+            # By the lease, it would come long after what is away is back.
+            await self._give_back(left.queued, after_s=_PAUSE_S)
+            return False
         except (KeekError, TimeoutError) as error:
             logger.warning("video %s waits for CLIP: %s", left.queued.video_id, error or "too slow")
-            return not isinstance(error, _NotNowError)
         except Exception:
             logger.exception("video %s waits for CLIP", left.queued.video_id)
         return True
@@ -158,8 +162,7 @@ class Embedder:
         try:
             return await self._frames_of(left.original_url, file, clip.record.frame_shape)
         except _NotNowError:
-            await self._queue.give_back(left.queued, after_s=_PAUSE_S)
-            raise
+            raise  # Not counted as the file's failure.
         except (BadMediaError, NotFoundError) as error:
             # It was good when it was uploaded. It stays, recommended by its metadata alone.
             logger.error("video %s cannot be looked at again: %s", left.queued.video_id, error)  # noqa: TRY400
@@ -204,12 +207,11 @@ class Embedder:
             return
         await self._finish(queued, ClipVector(clip.record.clip_model, vector.tobytes()))
 
-    async def _embed_or_pause(self, queued: Queued, frames: Frames, clip: Clip) -> None:
+    async def _embed_decoded(self, queued: Queued, frames: Frames, clip: Clip) -> None:
         try:
             await self._embed(queued, frames, clip)
         except KeekError as error:
-            # CLIP is away, or the database: by the lease, it would come long after they are back.
-            await self._give_back(queued, after_s=_PAUSE_S)
+            # CLIP is away, or the database.
             raise _NotNowError(str(error)) from error
 
     async def _finish(self, queued: Queued, vector: ClipVector | None) -> None:
