@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
-from background import beside
+from background import beside, held_up
 from patience import eventually
 from receiving import CLIP, STORAGES, NoClip, clean_up, kept, stored_bytes, video, with_storage
 
@@ -172,18 +172,10 @@ async def test_a_repeated_create_gives_the_video_as_it_is_and_leaves_no_second_p
 async def test_a_create_that_finds_the_video_stored_by_a_call_of_its_own_request_gives_that_video(
     library: Library, theirs: Path, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, again, check = str(theirs / "clip.mp4"), request_id(), catalogue.check_free
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    async def late(video_id: str) -> None:
-        begun.set()
-        await go_on.wait()
-        await check(video_id)
-
-    monkeypatch.setattr(catalogue, "check_free", late)
+    source, again = str(theirs / "clip.mp4"), request_id()
+    begun, go_on = held_up(monkeypatch, catalogue, "check_free")
     slower = asyncio.create_task(library.create(video("v1"), source, again))
     await begun.wait()
-    monkeypatch.setattr(catalogue, "check_free", check)
     made = await library.create(video("v1"), source, again)
     go_on.set()
     assert await slower == made

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from background import beside
+from background import beside, held_up
 from patience import eventually
 from receiving import (
     CHUNK,
@@ -160,18 +160,10 @@ async def test_a_slower_call_that_finds_fault_does_not_reject_what_another_store
 async def test_a_call_that_finds_the_video_stored_by_another_call_of_its_upload_gives_that_video(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload_id, check = uuid.uuid4(), receiver._catalogue.check_free
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    async def late(video_id: str) -> None:
-        begun.set()
-        await go_on.wait()
-        await check(video_id)
-
-    monkeypatch.setattr(receiver._catalogue, "check_free", late)
+    upload_id = uuid.uuid4()
+    begun, go_on = held_up(monkeypatch, receiver._catalogue, "check_free")
     slower = asyncio.create_task(send(receiver, upload_id))
     await begun.wait()
-    monkeypatch.setattr(receiver._catalogue, "check_free", check)
     made = await send(receiver, upload_id)
     go_on.set()
     assert await slower == made

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from background import beside
+from background import beside, held_up
 from gate_towers import ID_TABLE, user_tower, video_tower, written
 from patience import DEADLINES, TIMEOUTS, eventually
 from tritonclient.grpc import aio as triton
@@ -24,7 +24,6 @@ from keek_server.releases.manifest import Manifest
 from keek_server.releases.opening import ReleaseOpener
 from keek_server.releases.plan import Plan, Trial, TrialKind
 from keek_server.releases.registry import ReleaseRegistry
-from keek_server.releases.release import Release
 from keek_server.retrieval.fresh import VECTORS
 from keek_server.settings import Settings
 from keek_server.storage.database import Database, open_database
@@ -409,17 +408,9 @@ async def test_pins_that_change_while_others_are_seen_to_are_not_forgotten(
         live = server.app.live
         live.pin([third])
         await eventually(lambda: live.pinned(third) is not None)
-        began, go_on = asyncio.Event(), asyncio.Event()
-        ensure_loaded = ReleaseOpener.ensure_loaded
-
-        async def late(opener: ReleaseOpener, release: Release) -> None:
-            began.set()
-            await go_on.wait()
-            await ensure_loaded(opener, release)
-
-        monkeypatch.setattr(ReleaseOpener, "ensure_loaded", late)
+        begun, go_on = held_up(monkeypatch, ReleaseOpener, "ensure_loaded")
         live.notify()
-        await began.wait()
+        await begun.wait()
         live.pin([])
         # So that it is seen before the work has ended.
         await asyncio.sleep(0.2)
